@@ -1,0 +1,21 @@
+"""Questions, multi-choice queries and their files; touches no model."""
+
+from qrnca_lens.data.errors import DataError
+from qrnca_lens.data.files import load_queries, load_questions, save_queries
+from qrnca_lens.data.multi_choice import to_multi_choice
+from qrnca_lens.data.query import Prompt, Query, QuerySet, Question
+from qrnca_lens.data.templates import LETTERS, TEMPLATES
+
+__all__ = [
+    "LETTERS",
+    "TEMPLATES",
+    "DataError",
+    "Prompt",
+    "Query",
+    "QuerySet",
+    "Question",
+    "load_queries",
+    "load_questions",
+    "save_queries",
+    "to_multi_choice",
+]

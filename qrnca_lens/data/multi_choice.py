@@ -1,0 +1,70 @@
+"""From free-form questions to multi-choice queries (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from qrnca_lens.data.errors import DataError
+from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions, normalise
+from qrnca_lens.data.templates import LETTERS, TEMPLATES, Template
+
+
+class DistractorPool:
+    """The answers from which distractors are drawn: those of the same group and, where given, the same relation."""
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self._answers: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        for item in questions:
+            self._answers[item.group, item.relation].setdefault(normalise(item.answer), item.answer)
+
+    def draw(self, question: Question, rng: random.Random) -> tuple[str, ...]:
+        """Three distinct wrong answers, never equal to the right one after normalising case and space.
+
+        Raises DataError if the pool is too small.
+        """
+        if question.distractors:
+            pool = list({normalise(text): text for text in question.distractors}.values())
+        else:
+            right = normalise(question.answer)
+            pool = [text for key, text in self._answers[question.group, question.relation].items() if key != right]
+        if len(pool) < len(LETTERS) - 1:
+            raise DataError(
+                f"question {question.id!r}: fewer than {len(LETTERS)} distinct options (group {question.group!r} has "
+                f"{len(pool)} other answers); give 'distractors' or add questions to the group"
+            )
+        return tuple(rng.sample(pool, len(LETTERS) - 1))
+
+
+def make_prompt(question: Question, template: Template, distractors: Sequence[str], rng: random.Random) -> Prompt:
+    """Shuffle the answer among the distractors and render the template."""
+    options = [question.answer, *distractors]
+    rng.shuffle(options)
+    letter = LETTERS[options.index(question.answer)]
+    return Prompt(template.render(question.question, tuple(options)), letter, template.key, tuple(options))
+
+
+def to_multi_choice(
+    questions: Sequence[Question], *, seed: int = 0, held_out: bool = False, name: str = "queries"
+) -> QuerySet:
+    """Queries with three prompts each (one with the held-out template if `held_out`).
+
+    The draw of distractors and every shuffle depend on `seed` and the question's id alone, so that a subset of the
+    questions with given distractors renders as it does within the whole. Raises DataError for a language without templates.
+    """
+    check_questions(questions)
+    pool = DistractorPool(questions)
+    queries = []
+    for item in questions:
+        if item.language not in TEMPLATES:
+            raise DataError(
+                f"question {item.id!r}: no templates for language {item.language!r}; there are {', '.join(TEMPLATES)}"
+            )
+        rng = random.Random(f"{seed}/{item.id}")
+        distractors = pool.draw(item, rng)
+        templates = TEMPLATES[item.language]
+        used = (templates.held_out,) if held_out else templates.detection
+        prompts = tuple(make_prompt(item, template, distractors, rng) for template in used)
+        queries.append(Query(item.id, item.group, prompts, item.question, item.answer, item.language, item.relation))
+    return QuerySet(tuple(queries), name)

@@ -1,0 +1,174 @@
+"""Questions, and queries: multi-choice questions rendered into prompts. Frozen values, no model.
+
+`Question` is a row of a file: a free-form question with its long answer. `Query` is what the method works on:
+the same question as |Q| rendered prompts, each with the letter of the right option (paper, section 3.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from qrnca_lens.data.errors import DataError
+from qrnca_lens.data.templates import LETTERS
+
+
+@dataclass(frozen=True)
+class Question:
+    """One free-form question and its answer.
+
+    `distractors` holds three or more wrong answers, or is empty: then they are drawn from the answers of the same group
+    (and of the same `relation`, where one is given). `language` picks the templates.
+    """
+
+    id: str
+    group: str
+    question: str
+    answer: str
+    distractors: tuple[str, ...] = ()
+    language: str = "en"
+    relation: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered multi-choice prompt: it ends where the letter of the right option is to follow."""
+
+    text: str
+    letter: str
+    template: str = ""
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.letter not in LETTERS:
+            raise DataError(f"prompt letter {self.letter!r} is not one of {', '.join(LETTERS)}")
+        if not self.text.strip():
+            raise DataError("a prompt has an empty text")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A multi-choice question with its prompts, one per template. `question` and `answer` are "" for pre-rendered data."""
+
+    id: str
+    group: str
+    prompts: tuple[Prompt, ...]
+    question: str = ""
+    answer: str = ""
+    language: str = "en"
+    relation: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise DataError(f"query {self.id!r} has no prompt")
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """An ordered collection of queries with distinct ids."""
+
+    queries: tuple[Query, ...]
+    name: str = "queries"
+
+    def __post_init__(self) -> None:
+        twice = [key for key, count in Counter(query.id for query in self.queries).items() if count > 1]
+        if twice:
+            raise DataError(f"{self.name}: query id {twice[0]!r} stands twice; ids must be distinct")
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __iter__(self) -> Iterator[Query]:
+        return iter(self.queries)
+
+    def __getitem__(self, query_id: str) -> Query:
+        for query in self.queries:
+            if query.id == query_id:
+                return query
+        raise KeyError(f"no query {query_id!r} in {self.name} ({len(self)} queries)")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups in order of first appearance."""
+        return tuple(dict.fromkeys(query.group for query in self.queries))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of ids, groups, prompt texts and letters: two sets with the same fingerprint give the same results."""
+        rows = [[q.id, q.group, [[p.text, p.letter] for p in q.prompts]] for q in self.queries]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+
+    def for_group(self, *groups: str) -> QuerySet:
+        """The queries of these groups; DataError names the groups there are if one is unknown."""
+        unknown = [group for group in groups if group not in self.groups]
+        if unknown:
+            raise DataError(f"{self.name}: no group {unknown[0]!r}; there are {', '.join(self.groups)}")
+        return self._where(lambda query: query.group in groups)
+
+    def sample(self, per_group: int, seed: int = 0) -> QuerySet:
+        """At most `per_group` queries of each group, drawn with `seed`, in the set's own order."""
+        if per_group < 1:
+            raise DataError(f"per_group must be at least 1, not {per_group}")
+        chosen: set[str] = set()
+        for group in self.groups:
+            ids = [query.id for query in self.queries if query.group == group]
+            chosen.update(random.Random(f"{seed}/{group}").sample(ids, min(per_group, len(ids))))
+        return self._where(lambda query: query.id in chosen)
+
+    def split(self, detection: float = 0.5, seed: int = 0) -> tuple[QuerySet, QuerySet]:
+        """Disjoint detection and held-out sets; in every group the share `detection` (rounded) goes to the first."""
+        if not 0 < detection < 1:
+            raise DataError(f"the detection share must lie between 0 and 1, not {detection}")
+        first: set[str] = set()
+        for group in self.groups:
+            ids = [query.id for query in self.queries if query.group == group]
+            first.update(random.Random(f"{seed}/{group}").sample(ids, round(detection * len(ids))))
+        return self._where(lambda query: query.id in first), self._where(lambda query: query.id not in first)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt: query, group, language, template, letter, question, answer, text."""
+        return pd.DataFrame(
+            [
+                (q.id, q.group, q.language, p.template, p.letter, q.question, q.answer, p.text)
+                for q in self.queries
+                for p in q.prompts
+            ],
+            columns=["query", "group", "language", "template", "letter", "question", "answer", "text"],
+        )
+
+    def _where(self, keep: Callable[[Query], bool]) -> QuerySet:
+        return QuerySet(tuple(query for query in self.queries if keep(query)), self.name)
+
+
+def check_questions(questions: Iterable[Question]) -> None:
+    """Refuse what cannot become a fair multi-choice question: DataError names the question and the field."""
+    seen: set[str] = set()
+    for item in questions:
+        if item.id in seen:
+            raise DataError(f"question id {item.id!r} stands twice; ids must be distinct")
+        seen.add(item.id)
+        for field in ("id", "group", "question", "answer"):
+            if not getattr(item, field).strip():
+                raise DataError(f"question {item.id!r}: field {field!r} is empty")
+        if item.distractors:
+            wrong = [normalise(text) for text in item.distractors]
+            if any(not text for text in wrong):
+                raise DataError(f"question {item.id!r}: field 'distractors' holds an empty text")
+            if normalise(item.answer) in wrong:
+                raise DataError(f"question {item.id!r}: the answer {item.answer!r} stands among the distractors")
+            if len(set(wrong)) < len(LETTERS) - 1:
+                raise DataError(
+                    f"question {item.id!r}: fewer than {len(LETTERS)} distinct options "
+                    f"(1 answer + {len(set(wrong))} distinct distractors)"
+                )
+
+
+def normalise(text: str) -> str:
+    """Case and white space folded: two options equal under this are the same option."""
+    return " ".join(text.casefold().split())
