@@ -1,0 +1,74 @@
+"""Integrated gradients for every MLP neuron at the last position (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+
+from qrnca_lens.attribution.engine import integrate_by_shared_prefix
+from qrnca_lens.attribution.path import PathIntegral, PathTask
+from qrnca_lens.attribution.quadrature import Rule, quadrature
+from qrnca_lens.attribution.reference import integrate_plainly
+from qrnca_lens.attribution.result import Attribution
+from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
+from qrnca_lens.models.tokens import dtype_of
+
+_log = logging.getLogger(__name__)
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+class AttributionError(RuntimeError):
+    """Scores that are not numbers; the message names the layer and the prompt."""
+
+
+class SlowPathWarning(UserWarning):
+    """The shared-prefix engine does not fit this model (or a hook on it), and the plain path is used."""
+
+
+def attribute(
+    model: HookedModel,
+    prompt: str,
+    target: str | int,
+    *,
+    steps: int = 16,
+    rule: Rule = "right",
+    site: Site | None = None,
+) -> Attribution:
+    """Score every MLP neuron for `target` (a token string taken literally, or a token id) after `prompt`.
+
+    `rule`: "right" (the paper), "endpoints" (the authors' code) or "gauss-legendre". `site`: see `models.sites`; None is
+    the paper's choice for the model. Hooks that the model already carries stay active. The shared-prefix engine is used
+    where its own check holds (each layer scaled by 1 must give the model's own probability), else the plain path with a
+    SlowPathWarning. Raises ModelError for a target that is not one token, a site that the model lacks or a prompt that
+    does not fit; ValueError for a rule or number of steps that is none; AttributionError for NaN or infinite scores.
+    """
+    check_hooked(model)
+    token = target_id(model, target)
+    task = PathTask(
+        model, to_tokens(model, prompt), token, check_site(model, site), quadrature(rule, steps).with_ends()
+    )
+    path = _integrate(task)
+    bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise AttributionError(f"layer {bad[0]}: NaN or infinite scores for the prompt {prompt[-80:]!r}")
+    gap = path.scores.sum(1) - (path.probability - path.at_zero)
+    name = target if isinstance(target, str) else model.tokenizer.decode([token])
+    return Attribution(path.scores, path.probability, gap, prompt, name, token, task.site, rule, steps)
+
+
+def _integrate(task: PathTask) -> PathIntegral:
+    if not is_hooked_transformer(task.model):
+        return integrate_plainly(task)
+    path = integrate_by_shared_prefix(task)
+    tolerance = _TOLERANCE.get(dtype_of(task.model), 1e-3)
+    off = (path.at_one - path.probability).abs().max().item()
+    if off <= tolerance * path.probability + 1e-7 or not torch.isfinite(path.scores).all():
+        return path
+    warnings.warn(
+        f"the shared-prefix engine misses P(target) of {task.model.cfg.model_name} by {off:.1e}; using the plain path",
+        SlowPathWarning,
+        stacklevel=4,
+    )
+    return integrate_plainly(task)

@@ -1,0 +1,56 @@
+"""What both ways of integrating (engine.py and reference.py) take and give, and the state they leave behind: none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from qrnca_lens.attribution.quadrature import Quadrature
+from qrnca_lens.models import HookedModel, Site
+from qrnca_lens.shapes import LayerValues, Scores, Tokens
+
+
+@dataclass(frozen=True)
+class PathTask:
+    """Integrate dP(target)/d(site) for every layer, the layer's site at the last position scaled from 0 to 1.
+
+    `quadrature` holds the nodes 0 and 1 (`Quadrature.with_ends`).
+    """
+
+    model: HookedModel
+    tokens: Tokens
+    target: int
+    site: Site
+    quadrature: Quadrature
+
+
+@dataclass(frozen=True)
+class PathIntegral:
+    """The scores, and P(target) with each layer's site at 0, at 1 and left alone, in probability units, on the CPU."""
+
+    scores: Scores
+    at_zero: LayerValues
+    at_one: LayerValues
+    probability: float
+
+
+@contextmanager
+def gradients_for_leaves_only(model: HookedModel) -> Iterator[None]:
+    """Gradients on, but not for the model's parameters; both as before afterwards, also after an exception."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def target_probability(logits: torch.Tensor, target: int) -> torch.Tensor:
+    """P(target) of each row of logits [..., token], the softmax taken in float32 over the whole vocabulary."""
+    return logits.float().softmax(-1)[..., target]

@@ -1,0 +1,40 @@
+"""The plain path: one full forward pass a layer, all steps as a batch. Slow, literal, the oracle of the tests.
+
+Used by `attribute` only for models that the shared-prefix engine cannot run.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from qrnca_lens.attribution.path import PathIntegral, PathTask, gradients_for_leaves_only, target_probability
+from qrnca_lens.models import site_hook
+
+
+def integrate_plainly(task: PathTask) -> PathIntegral:
+    """The paper's equation as it stands, for every layer."""
+    model, weights = task.model, task.quadrature.weights.to(task.tokens.device)
+    names = [site_hook(model, layer, task.site) for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(task.tokens[None], names_filter=lambda name: name in names)
+    scores, at_zero, at_one = [], [], []
+    for name in names:
+        value = cache[name][0, -1]
+        scaled = (task.quadrature.nodes.to(value)[:, None] * value).requires_grad_(True)
+
+        def put(tensor: torch.Tensor, hook: object, scaled: torch.Tensor = scaled) -> torch.Tensor:
+            return torch.cat([tensor[:, :-1], scaled[:, None]], dim=1)
+
+        with gradients_for_leaves_only(model), model.hooks(fwd_hooks=[(name, put)]):
+            batch = task.tokens.expand(len(scaled), -1)
+            probability = target_probability(model(batch)[:, -1], task.target)
+            (gradient,) = torch.autograd.grad(probability.sum(), scaled)
+        scores.append(value.float() * (weights[:, None] * gradient.float()).sum(0))
+        at_zero.append(probability[0].detach())
+        at_one.append(probability[-1].detach())
+    return PathIntegral(
+        torch.stack(scores).cpu(),
+        torch.stack(at_zero).cpu(),
+        torch.stack(at_one).cpu(),
+        target_probability(logits[0, -1], task.target).item(),
+    )

@@ -1,0 +1,59 @@
+"""The result of an attribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from qrnca_lens.attribution.quadrature import Rule
+from qrnca_lens.models import Site
+from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shapes import LayerValues, Scores
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Integrated gradients of P(target) for every MLP neuron at the last position, one layer scaled at a time.
+
+    `scores[layer, neuron]` and `completeness_gap[layer]` are in probability units. The gap is the sum of the layer's
+    scores minus P(target) with the layer intact plus P(target) with the layer's site at 0: what the quadrature missed.
+    """
+
+    scores: Scores
+    probability: float
+    completeness_gap: LayerValues
+    prompt: str
+    target: str
+    target_id: int
+    site: Site
+    rule: Rule
+    steps: int
+
+    def top(self, k: int = 20) -> pd.DataFrame:
+        """The `k` highest scores: layer, neuron, score."""
+        values, flat = self.scores.flatten().topk(min(k, self.scores.numel()))
+        layers, neurons = torch.div(flat, self.scores.shape[1], rounding_mode="floor"), flat % self.scores.shape[1]
+        return pd.DataFrame({"layer": layers.numpy(), "neuron": neurons.numpy(), "score": values.numpy()})
+
+    def neurons(self, k: int = 20) -> NeuronSet:
+        """The `k` highest-scoring neurons, best first."""
+        return NeuronSet.of(*self.top(k)[["layer", "neuron"]].itertuples(index=False, name=None))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a neuron: layer, neuron, score."""
+        layers, neurons = self.scores.shape
+        index = pd.MultiIndex.from_product([range(layers), range(neurons)], names=["layer", "neuron"])
+        return pd.DataFrame({"score": self.scores.flatten().numpy()}, index=index).reset_index()
+
+    def __repr__(self) -> str:
+        layers, neurons = self.scores.shape
+        gap = self.completeness_gap.abs().max().item()
+        return (
+            f"Attribution(target={self.target!r}, probability={self.probability:.4f}, {layers} layers x {neurons} neurons, "
+            f"site={self.site!r}, rule={self.rule!r}, steps={self.steps}, largest completeness gap={gap:.2e})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self!r}</pre>".replace("<s>", "&lt;s&gt;") + self.top(10).to_html(index=False)

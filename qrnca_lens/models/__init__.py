@@ -1,0 +1,24 @@
+"""Hooked models: loading them, their sites, their tokens, and the shipped model."""
+
+from qrnca_lens.models.errors import ModelError
+from qrnca_lens.models.hooked import HookedModel, check_hooked, is_hooked_transformer
+from qrnca_lens.models.loading import load_model
+from qrnca_lens.models.sites import Site, check_site, site_hook, sites_of
+from qrnca_lens.models.tokens import OptionTokens, device_of, option_tokens, target_id, to_tokens
+
+__all__ = [
+    "HookedModel",
+    "ModelError",
+    "OptionTokens",
+    "Site",
+    "check_hooked",
+    "check_site",
+    "device_of",
+    "is_hooked_transformer",
+    "load_model",
+    "option_tokens",
+    "site_hook",
+    "sites_of",
+    "target_id",
+    "to_tokens",
+]

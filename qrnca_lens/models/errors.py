@@ -1,0 +1,5 @@
+"""The error of a model that cannot be used as asked."""
+
+
+class ModelError(ValueError):
+    """A model, folder or tokenizer that cannot be used; the message names it and says what to do."""

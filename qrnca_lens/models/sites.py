@@ -1,0 +1,64 @@
+"""Where a neuron is read and scaled. The only file that spells hook names.
+
+| site | tensor | models |
+|---|---|---|
+| up | f = x W_in, the up projection (the paper's) | gated MLPs |
+| gate | x W_gate, before the activation function | gated MLPs |
+| pre | x W_in + b_in, before the activation function (the authors' code for GPT models) | plain MLPs |
+| post | what W_out multiplies: act(x W_gate) * (x W_in), or act(x W_in + b_in) | all |
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qrnca_lens.models.errors import ModelError
+from qrnca_lens.models.hooked import HookedModel
+
+Site = Literal["up", "gate", "pre", "post"]
+_GATED = {"up": "mlp.hook_pre_linear", "gate": "mlp.hook_pre", "post": "mlp.hook_post"}
+_PLAIN = {"pre": "mlp.hook_pre", "post": "mlp.hook_post"}
+RESID_PRE, VALUES, MIXED = "hook_resid_pre", "attn.hook_v", "attn.hook_z"
+
+
+def sites_of(model: HookedModel) -> tuple[Site, ...]:
+    """The sites that exist in this model, the default first: "up" (the paper's) in gated MLPs, "post" in plain ones."""
+    return ("up", "gate", "post") if is_gated(model) else ("post", "pre")
+
+
+def check_site(model: HookedModel, site: Site | None) -> Site:
+    """`site`, or the model's default for None. ModelError names the sites there are."""
+    there = sites_of(model)
+    if site is not None and site not in there:
+        kind = "gated" if is_gated(model) else "plain"
+        raise ModelError(f"no site {site!r} in a model with {kind} MLPs; there are {', '.join(there)}")
+    return site or there[0]
+
+
+def site_hook(model: HookedModel, layer: int, site: Site) -> str:
+    """The hook name of a site in one layer, such as "blocks.3.mlp.hook_pre_linear"."""
+    return in_block(layer, (_GATED if is_gated(model) else _PLAIN)[site])
+
+
+def in_block(layer: int, name: str) -> str:
+    """The full name of a hook of one block."""
+    return f"blocks.{layer}.{name}"
+
+
+def query_hook(model: HookedModel) -> str:
+    """The queries as attention uses them: rotated where the model rotates."""
+    return "attn.hook_rot_q" if _rotates(model) else "attn.hook_q"
+
+
+def key_hook(model: HookedModel) -> str:
+    """The keys as attention uses them: rotated where the model rotates."""
+    return "attn.hook_rot_k" if _rotates(model) else "attn.hook_k"
+
+
+def is_gated(model: HookedModel) -> bool:
+    """Whether the MLPs are gated (GLU)."""
+    return bool(model.cfg.gated_mlp)
+
+
+def _rotates(model: HookedModel) -> bool:
+    return model.cfg.positional_embedding_type == "rotary"

@@ -1,0 +1,83 @@
+"""Tiny random checkpoints in Hugging Face format, one per family, with a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+CORPUS = ["Question: which letter is right? A. one B. two C. three D. four Answer: A B C D", "(A) (B) (C) (D) Options"]
+_SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 320, "max_position_embeddings": 128}
+_GATED = _SIZE | {"num_attention_heads": 4, "intermediate_size": 48}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**_GATED, num_key_value_heads=4),
+    "llama3": LlamaConfig(
+        **_GATED,
+        num_key_value_heads=2,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "mistral": MistralConfig(**_GATED, num_key_value_heads=2, sliding_window=None),
+    "mistral-window": MistralConfig(**_GATED, num_key_value_heads=2, sliding_window=16),
+    "qwen2": Qwen2Config(**_GATED, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**_GATED, num_key_value_heads=2, head_dim=8),
+    "gemma": GemmaConfig(**_GATED, num_key_value_heads=1, head_dim=16),
+    "gpt2": GPT2Config(n_embd=32, n_layer=3, n_head=4, n_inner=80, vocab_size=320, n_positions=128),
+    "gpt-neox": GPTNeoXConfig(**_GATED, rotary_pct=0.5),
+    "opt": OPTConfig(hidden_size=32, num_hidden_layers=3, ffn_dim=48, num_attention_heads=4, vocab_size=320, max_position_embeddings=128, word_embed_proj_dim=32),
+    "bert": BertConfig(**_GATED, type_vocab_size=2),
+}
+ENGINE_FAMILIES = ("llama", "llama3", "mistral", "mistral-window", "qwen2", "qwen3", "gemma", "gpt2", "gpt-neox")
+
+
+def tiny_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; with `bos` it puts <s> before every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = ["<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def save_tiny(family: str, folder: Path) -> Path:
+    """Write a random checkpoint of the family, its weights large enough that every layer matters."""
+    torch.manual_seed(len(family))
+    config = CONFIGS[family]
+    model = BertForMaskedLM(config) if family == "bert" else AutoModelForCausalLM.from_config(config)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            torch.nn.init.normal_(weight, std=0.25)
+        elif "norm" in name or "ln_" in name:
+            weight.data += 0.1 * torch.randn_like(weight)
+        else:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(folder)
+    tiny_tokenizer(bos=family not in ("gpt2", "gpt-neox", "qwen2", "qwen3")).save_pretrained(folder)
+    return folder
