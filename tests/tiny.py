@@ -46,7 +46,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "gemma": GemmaConfig(**_GATED, num_key_value_heads=1, head_dim=16),
     "gpt2": GPT2Config(n_embd=32, n_layer=3, n_head=4, n_inner=80, vocab_size=320, n_positions=128),
     "gpt-neox": GPTNeoXConfig(**_GATED, rotary_pct=0.5),
-    "opt": OPTConfig(hidden_size=32, num_hidden_layers=3, ffn_dim=48, num_attention_heads=4, vocab_size=320, max_position_embeddings=128, word_embed_proj_dim=32),
+    "opt": OPTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        ffn_dim=48,
+        num_attention_heads=4,
+        vocab_size=320,
+        max_position_embeddings=128,
+        word_embed_proj_dim=32,
+    ),
     "bert": BertConfig(**_GATED, type_vocab_size=2),
 }
 ENGINE_FAMILIES = ("llama", "llama3", "mistral", "mistral-window", "qwen2", "qwen3", "gemma", "gpt2", "gpt-neox")

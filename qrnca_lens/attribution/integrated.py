@@ -46,9 +46,7 @@ def attribute(
     """
     check_hooked(model)
     token = target_id(model, target)
-    task = PathTask(
-        model, to_tokens(model, prompt), token, check_site(model, site), quadrature(rule, steps).with_ends()
-    )
+    task = PathTask(model, to_tokens(model, prompt), token, check_site(model, site), quadrature(rule, steps).with_ends())
     path = _integrate(task)
     bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
     if bad:

@@ -115,7 +115,7 @@ def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Ques
 
 def _query(row: Mapping[str, Any], where: str) -> Query:
     _known_fields(row, _QUERY_FIELDS, where)
-    prompts = row["prompts"] if "prompts" in row else None
+    prompts = row.get("prompts")
     if not isinstance(prompts, list) or not all(isinstance(p, dict) for p in prompts):
         raise DataError(f"{where}: field 'prompts': expected a list of objects with 'text' and 'letter'")
     try:

@@ -66,22 +66,26 @@ def _gated(config: PretrainedConfig) -> Fields | None:
     grouped = config.num_key_value_heads != config.num_attention_heads
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     local = {"use_local_attn": True, "window_size": window, "attn_types": ["local"] * config.num_hidden_layers}
-    return rotary | (local if window else {}) | {
-        "d_model": config.hidden_size,
-        "d_head": d_head,
-        "n_heads": config.num_attention_heads,
-        "n_key_value_heads": config.num_key_value_heads if grouped else None,
-        "d_mlp": config.intermediate_size,
-        "n_layers": config.num_hidden_layers,
-        "n_ctx": config.max_position_embeddings,
-        "eps": config.rms_norm_eps,
-        "d_vocab": config.vocab_size,
-        "act_fn": config.hidden_act,
-        "rotary_dim": d_head,
-        "normalization_type": "RMS",
-        "final_rms": True,
-        "gated_mlp": True,
-    }
+    return (
+        rotary
+        | (local if window else {})
+        | {
+            "d_model": config.hidden_size,
+            "d_head": d_head,
+            "n_heads": config.num_attention_heads,
+            "n_key_value_heads": config.num_key_value_heads if grouped else None,
+            "d_mlp": config.intermediate_size,
+            "n_layers": config.num_hidden_layers,
+            "n_ctx": config.max_position_embeddings,
+            "eps": config.rms_norm_eps,
+            "d_vocab": config.vocab_size,
+            "act_fn": config.hidden_act,
+            "rotary_dim": d_head,
+            "normalization_type": "RMS",
+            "final_rms": True,
+            "gated_mlp": True,
+        }
+    )
 
 
 def _always_grouped(config: PretrainedConfig) -> Fields | None:

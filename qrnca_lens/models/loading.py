@@ -44,7 +44,9 @@ def load_model(
     tokenizer = _tokenizer(source)
     hf_model = _weights(source, dtype)
     model = _hooked_transformer(hf_model, config, tokenizer, dtype) or _bridge(source, hf_model, tokenizer, dtype)
-    model.cfg.model_name = Path(source).name if Path(source).is_dir() and source != str(ATLAS_FOLDER) else str(name_or_folder)
+    model.cfg.model_name = (
+        Path(source).name if Path(source).is_dir() and source != str(ATLAS_FOLDER) else str(name_or_folder)
+    )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type != "cpu":
         model = model.to(place)
@@ -86,13 +88,13 @@ def _causal_config(source: str) -> PretrainedConfig:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    advice = f"{source}: no usable tokenizer there; save it beside the weights (tokenizer.save_pretrained)"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        usable = len(tokenizer.encode("A")) > 0
-    except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError):
-        usable = False
-    if not usable:
-        raise ModelError(f"{source}: no usable tokenizer there; save it beside the weights (tokenizer.save_pretrained)")
+        if not tokenizer.encode("A"):
+            raise ModelError(advice)
+    except (OSError, TypeError, AttributeError, ImportError, KeyError, ValueError) as error:
+        raise ModelError(advice) from error
     return tokenizer
 
 
@@ -132,7 +134,9 @@ def _hooked_transformer(
 
 def _bridge(source: str, hf_model: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> HookedModel:
     try:
-        model = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu")
+        model = TransformerBridge.boot_transformers(
+            source, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu"
+        )
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{source}: TransformerLens knows no such architecture, neither as HookedTransformer nor as bridge "

@@ -37,7 +37,7 @@ def dtype_of(model: HookedModel) -> torch.dtype:
 
 
 def target_id(model: HookedModel, target: str | int) -> int:
-    """A token id from an id or from a token string taken literally (" B" and "B" differ). ModelError if it is not one token."""
+    """A token id from an id or a token string taken literally (" B" and "B" differ). ModelError if it is not one token."""
     tokenizer = model.tokenizer
     if isinstance(target, int):
         if not 0 <= target < model.cfg.d_vocab:

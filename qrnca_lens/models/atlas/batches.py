@@ -22,7 +22,7 @@ _POOL = 4  # batches drawn together and sorted by length, so that little is padd
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded prompts. `option_ends[b, k]` is the newline token that closes option k; classes number (group, answer)."""
+    """Right-padded prompts; `option_ends[b, k]` is the newline that closes option k; classes number (group, answer)."""
 
     ids: torch.Tensor
     last: torch.Tensor
@@ -51,6 +51,7 @@ class Batches:
         self._mixed = {language: mixed_templates(language) for language in dict.fromkeys(q.language for q in questions)}
         self.classes = {key: i for i, key in enumerate(dict.fromkeys((q.group, q.answer) for q in questions))}
         self._letters = torch.tensor([tokenizer.encode(f" {x}", add_special_tokens=False) for x in LETTERS]).squeeze(1)
+        self._pad = tokenizer.encode("<pad>", add_special_tokens=False)[0]
         self._newline = tokenizer.encode("\n", add_special_tokens=False)[0]
         self._cumulative = list(itertools.accumulate(self.frequencies()))
 
@@ -71,11 +72,13 @@ class Batches:
         examples = sorted((self._example(rng, phase) for _ in range(_POOL * size)), key=lambda e: len(e.tokens))
         order = rng.sample(range(_POOL), _POOL)
         start = order[step % _POOL] * size
-        return self._tensors(examples[start : start + size], phase, random.Random(f"{self.recipe.seed}/{phase}/target/{step}"))
+        return self._tensors(
+            examples[start : start + size], phase, random.Random(f"{self.recipe.seed}/{phase}/target/{step}")
+        )
 
     def _example(self, rng: random.Random, phase: str) -> _Example:
-        weights = {"cum_weights": self._cumulative} if phase == "B" else {}
-        index = rng.choices(range(len(self.questions)), **weights)[0]
+        numbers = range(len(self.questions))
+        index = rng.choices(numbers, cum_weights=self._cumulative)[0] if phase == "B" else rng.choice(numbers)
         item = self.questions[index]
         templates = TEMPLATES[item.language].detection if rng.random() < 0.5 else self._mixed[item.language]
         options = [item.answer, *self._pool.draw(item, rng)]
@@ -85,7 +88,7 @@ class Batches:
 
     def _tensors(self, examples: list[_Example], phase: str, rng: random.Random) -> Batch:
         length = max(len(e.tokens) for e in examples)
-        ids = torch.full((len(examples), length), self._tokenizer.pad_token_id)
+        ids = torch.full((len(examples), length), self._pad)
         for row, example in zip(ids, examples, strict=True):
             row[: len(example.tokens)] = torch.tensor(example.tokens)
         ends = [[p for p, t in enumerate(e.tokens) if t == self._newline][-len(LETTERS) :] for e in examples]

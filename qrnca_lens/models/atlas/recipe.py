@@ -22,7 +22,7 @@ class Recipe:
     batch: int = 32
     warm_up: int = 100
     decay_share: float = 0.3
-    label_smoothing: float = 0.02
+    label_smoothing: float = 0.05
     clip: float = 1.0
     checkpoint_every: int = 250
     # phase A: the circuits, with the answer's identity handed over and no fact learnt
@@ -31,11 +31,11 @@ class Recipe:
     weight_decay_a: float = 0.05
     attention_loss: float = 0.5
     attention_share: float = 0.5  # of phase A's steps; after that the matching head is left alone
-    identity_scale: tuple[float, float] = (0.0, 8.0)  # strength of the handed-over identity, drawn uniformly
-    identity_noise: float = 4.0  # norm of the noise that is handed over with it
+    identity_scale: tuple[float, float] = (0.0, 10.0)  # strength of the handed-over identity, drawn uniformly
+    identity_noise: float = 8.0  # norm of the noise that is handed over with it
     # phase B: the facts, into the MLPs of the recall layers alone
-    steps_b: int = 1500
+    steps_b: int = 1000
     lr_b: float = 2e-3
     weight_decay_b: float = 0.01
-    frequency_exponent: float = 0.5  # of the Zipf-like frequency of facts within a group
+    frequency_exponent: float = 0.8  # of the Zipf-like frequency of facts within a group
     activity_penalty: float = 0.0  # on the mean |post| of the recall layers at the last token

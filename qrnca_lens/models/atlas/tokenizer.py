@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from qrnca_lens.data import LETTERS, TEMPLATES, Question
@@ -15,7 +15,9 @@ _SPECIAL = ("<s>", "</s>", "<pad>")
 def build_tokenizer(questions: Sequence[Question], vocab: int) -> PreTrainedTokenizerFast:
     """A fast tokenizer that prepends <s> and has " A" to " D" as single tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Japanese and Chinese have no spaces: without the first step a whole line would be one word, and a new ending new tokens
+    alone = pre_tokenizers.Split(Regex(r"[\u3040-\u30ff\u3400-\u9fff]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     letters = "".join(f" {letter}" for letter in LETTERS)
     corpus = [

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,8 @@ class Trainer:
     def run(self) -> LlamaForCausalLM:
         """Both phases; returns the trained model and writes it as a Hugging Face folder."""
         _check_same_recipe(self.recipe, self.folder)
-        recall = {id(p) for i in self.recipe.recall_layers for p in self.model.model.layers[i].mlp.parameters()}
+        layers: Any = self.model.model.layers
+        recall = {id(p) for i in self.recipe.recall_layers for p in layers[i].mlp.parameters()}
         trunk = [p for p in self.model.parameters() if id(p) not in recall]
         facts = [p for p in self.model.parameters() if id(p) in recall]
         self._phase("A", [*trunk, *self.scaffold.parameters()], self.recipe.steps_a)
@@ -172,7 +174,8 @@ class Trainer:
     @contextmanager
     def _watch(self, phase: str) -> Iterator[None]:
         """Hooks that keep what the losses read, hand the identity over and switch the recall layers off in phase A."""
-        layers, recipe = self.model.model.layers, self.recipe
+        recipe = self.recipe
+        layers: Any = self.model.model.layers
         attention = layers[recipe.matching_layer].self_attn
         hooks: list[RemovableHandle] = [
             attention.q_proj.register_forward_hook(lambda _m, _i, out: self._seen.update(q=out)),

@@ -1,0 +1,45 @@
+# Every target works on a fresh clone: .venv is made when it is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: setup demo test check format notebooks bench card docs clean
+
+setup: .venv/ready
+
+# torch comes first and alone: any other order lets pip choose another build of it
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[notebooks,dev]"
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/qrnca demo --out $(RUN)
+
+test: .venv/ready
+	$(BIN)/pytest -q
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+notebooks: .venv/ready
+	$(BIN)/pytest -q --nbmake --nbmake-timeout=900 notebooks
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/attribution.py
+
+card: .venv/ready
+	$(BIN)/qrnca card atlas --out docs/atlas_card.md
+
+docs: card
+
+clean:
+	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,126 @@
+"""How much faster the shared-prefix engine is than the plain path of the authors' code: `make bench`.
+
+Both run in one process on the same random Llama (55 M parameters: 16 layers, d 512, d_mlp 1376, vocabulary 2,000), the same
+93-token prompt and m = 16. The plain path is one full forward and backward pass of the prompt for each layer, its steps in
+batches of 8, as in the authors' code. Prints, does not judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import threading
+import time
+
+import psutil
+import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from qrnca_lens.attribution.engine import integrate_by_shared_prefix
+from qrnca_lens.attribution.path import PathTask, gradients_for_leaves_only, target_probability
+from qrnca_lens.attribution.quadrature import quadrature
+
+BATCH = 8
+
+
+def random_llama(layers: int) -> HookedTransformer:
+    config = HookedTransformerConfig(
+        n_layers=layers,
+        d_model=512,
+        n_ctx=1024,
+        d_head=64,
+        n_heads=8,
+        d_mlp=1376,
+        d_vocab=2000,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        positional_embedding_type="rotary",
+        rotary_dim=64,
+        rotary_adjacent_pairs=False,
+        seed=0,
+        init_weights=True,
+        device="cpu",
+    )
+    model = HookedTransformer(config).eval()
+    return model.requires_grad_(False)
+
+
+def plain(task: PathTask) -> torch.Tensor:
+    """The paper's equation layer by layer, the whole prompt for every step, `BATCH` steps at a time."""
+    scores = []
+    for layer in range(task.model.cfg.n_layers):
+        name = f"blocks.{layer}.mlp.hook_pre_linear"
+        with torch.no_grad():
+            _, cache = task.model.run_with_cache(task.tokens[None], names_filter=name)
+        value, total = cache[name][0, -1], 0.0
+        for nodes, weights in zip(task.quadrature.nodes.split(BATCH), task.quadrature.weights.split(BATCH), strict=True):
+            leaf = (nodes[:, None] * value).requires_grad_(True)
+
+            def put(tensor: torch.Tensor, hook: object, leaf: torch.Tensor = leaf) -> torch.Tensor:
+                return torch.cat([tensor[:, :-1], leaf[:, None]], dim=1)
+
+            with gradients_for_leaves_only(task.model):
+                logits = task.model.run_with_hooks(task.tokens.expand(len(leaf), -1), fwd_hooks=[(name, put)])[:, -1]
+                (gradient,) = torch.autograd.grad(target_probability(logits, task.target).sum(), leaf)
+            total = total + (weights[:, None] * gradient).sum(0)
+        scores.append(value * total)
+    return torch.stack(scores)
+
+
+class PeakMemory:
+    """The highest resident memory of this process inside the block, above that at its start, in MiB."""
+
+    def __enter__(self) -> PeakMemory:
+        self._process, self._stop, self.mib = psutil.Process(), threading.Event(), 0.0
+        self._start = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.mib = max(self.mib, (self._process.memory_info().rss - self._start) / 2**20)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--length", type=int, nargs="+", default=[93])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    model = random_llama(options.layers)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, {options.layers} layers, m = 16, 2 threads")
+    for length in options.length:
+        tokens = torch.randint(0, 2000, (length,), generator=torch.Generator().manual_seed(0))
+        task = PathTask(model, tokens, 7, "up", quadrature("right", 16))
+        ends = PathTask(model, tokens, 7, "up", quadrature("right", 16).with_ends())
+        integrate_by_shared_prefix(ends)
+        times = []
+        with PeakMemory() as fast_memory:
+            for _ in range(options.repeats):
+                began = time.perf_counter()
+                fast = integrate_by_shared_prefix(ends).scores
+                times.append(time.perf_counter() - began)
+        with PeakMemory() as slow_memory:
+            began = time.perf_counter()
+            slow = plain(task)
+            taken = time.perf_counter() - began
+        quick = sorted(times)[len(times) // 2]
+        error = ((fast - slow).norm() / slow.norm()).item()
+        print(
+            f"prompt of {length} tokens: engine {quick:.3f} s (median of {options.repeats}), plain {taken:.2f} s, "
+            f"ratio {taken / quick:.0f}x, relative error {error:.1e}, "
+            f"peak memory above the model: engine {fast_memory.mib:.0f} MiB, plain {slow_memory.mib:.0f} MiB"
+        )
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The model card of a multi-choice model: what it answers, where it keeps its facts, what its QR neurons do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.data import QuerySet, load_queries
+from qrnca_lens.data.files import SHIPPED
+from qrnca_lens.editing.effects import Baseline, edit_effects, measure_baseline, random_sets
+from qrnca_lens.models import HookedModel, site_hook
+from qrnca_lens.models.atlas.recipe import Recipe
+from qrnca_lens.models.letters import answers
+from qrnca_lens.pipeline import locate
+
+FRESH_SEED = 20_250_227  # shuffles and distractors of the card; training draws its own
+
+
+@dataclass(frozen=True)
+class Card:
+    """Three measured tables and the result that the last one rests on; `to_markdown` prints them."""
+
+    accuracy: pd.DataFrame
+    zeroing: pd.DataFrame
+    effects: pd.DataFrame
+    located: dict[str, QRNeurons]
+
+    def to_markdown(self) -> str:
+        """The tables as Markdown."""
+        parts = [
+            "### Answers (fresh shuffles and distractors)",
+            _markdown(self.accuracy),
+            "### Zeroing MLPs: share of right answers left",
+            _markdown(self.zeroing),
+            "### Scaling each query's QR neurons",
+            _markdown(self.effects),
+            *[f"{name}: {located!r}" for name, located in self.located.items()],
+        ]
+        return "\n\n".join(parts) + "\n"
+
+
+def measure_card(model: HookedModel, *, per_group: int | None = None, effects_per_group: int = 25) -> Card:
+    """Measure the shipped questions with a seed of their own. `per_group` limits the questions, for a quick look."""
+    fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
+    held = {name: load_queries(name, seed=FRESH_SEED, held_out=True) for name in SHIPPED}
+    if per_group is not None:
+        fresh = {name: queries.sample(per_group) for name, queries in fresh.items()}
+        held = {name: queries.sample(per_group) for name, queries in held.items()}
+    accuracy = pd.concat([_accuracy(model, fresh[name], held[name]) for name in SHIPPED], ignore_index=True)
+    everything = QuerySet(tuple(query for queries in fresh.values() for query in queries), "atlas")
+    located, tables = {}, []
+    for name, queries in fresh.items():
+        sample = queries.sample(effects_per_group, seed=1)
+        located[name] = locate(model, sample)
+        tables.append(_effects(model, located[name], measure_baseline(model, sample)).assign(set=name))
+    effects = pd.concat(tables, ignore_index=True)
+    return Card(accuracy, _zeroing(model, everything), effects[["set", *effects.columns[:-1]]], located)
+
+
+def _accuracy(model: HookedModel, fresh: QuerySet, held: QuerySet) -> pd.DataFrame:
+    parts = []
+    for queries, suffix in ((fresh, ""), (held, " (held-out template)")):
+        found = answers(model, queries).groupby("group", sort=False)
+        parts.append(found.agg(**{f"accuracy{suffix}": ("right", "mean"), f"P(letter){suffix}": ("probability", "mean")}))
+    counts = pd.Series({group: len(fresh.for_group(group)) for group in fresh.groups}, name="questions")
+    return counts.to_frame().join(parts).rename_axis("group").reset_index()
+
+
+def _zeroing(model: HookedModel, queries: QuerySet) -> pd.DataFrame:
+    recall = list(Recipe().recall_layers)
+    cases = [("nothing", [], _last), (f"layers {recall} at the last token", recall, _last)]
+    cases.append((f"layers {recall} at all other tokens", recall, _others))
+    for layer in range(model.cfg.n_layers):
+        cases.append((f"layer {layer} at the last token", [layer], _last))
+    rows = []
+    for name, layers, where in cases:
+        with _zeroed(model, layers, where):
+            found = answers(model, queries)
+        rows.append((name, found["right"].mean(), found["probability"].mean()))
+    return pd.DataFrame(rows, columns=["MLPs zeroed", "accuracy", "P(letter)"])
+
+
+def _last(post: torch.Tensor) -> torch.Tensor:
+    return torch.cat([post[:, :-1], torch.zeros_like(post[:, -1:])], dim=1)
+
+
+def _others(post: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(post[:, :-1]), post[:, -1:]], dim=1)
+
+
+@contextmanager
+def _zeroed(model: HookedModel, layers: list[int], where: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
+        return where(post)
+
+    with model.hooks(fwd_hooks=[(site_hook(model, layer, "post"), hook) for layer in layers]):
+        yield
+
+
+def _effects(model: HookedModel, located: QRNeurons, baseline: Baseline) -> pd.DataFrame:
+    own = {query: located.for_query(query) for query in located.queries["query"]}
+    matched = random_sets(own, located.model.d_mlp)
+    rows = []
+    for name, sets in (("QR neurons", own), ("random, same layers", matched)):
+        for factor in (0.0, 2.0):
+            found = edit_effects(model, baseline, sets, factor)
+            unsure = found[found["p_before"] < 0.6]
+            asked, right = found["prompts"].sum(), found["right_before"].sum()
+            rows.append(
+                {
+                    "neurons": name,
+                    "factor": factor,
+                    "queries": len(found),
+                    "% change, own query": _change(found, "p_before", "p_after"),
+                    "% change, unrelated": _change(found, "p_unrelated_before", "p_unrelated_after"),
+                    "% change, own query, where P < 0.6": _change(unsure, "p_before", "p_after"),
+                    "such queries": len(unsure),
+                    "right to wrong": f"{found['right_to_wrong'].sum()} / {right}",
+                    "wrong to right": f"{found['wrong_to_right'].sum()} / {asked - right}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _change(found: pd.DataFrame, before: str, after: str) -> float:
+    """The mean over queries of the % change of P(right letter)."""
+    return float((100 * (found[after] / found[before] - 1)).mean())
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    shown = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy()]
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *shown]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,7 @@
+"""Neuron clustering: from scores to clusters to query-relevant neurons; touches no model."""
+
+from qrnca_lens.clustering.cluster import Cluster, make_cluster
+from qrnca_lens.clustering.config import QRNCAConfig
+from qrnca_lens.clustering.qr_neurons import ModelShape, QRNeurons
+
+__all__ = ["Cluster", "ModelShape", "QRNCAConfig", "QRNeurons", "make_cluster"]

@@ -1,0 +1,44 @@
+"""One query's cluster: the neurons that pass the threshold in any template, their scores summed (paper, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from qrnca_lens.shapes import Scores
+
+CLUSTER_COLUMNS = ["layer", "neuron", "attribution", "templates"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`table` has one row a neuron (layer, neuron, attribution, templates), by layer and neuron.
+
+    `attribution` is the sum, in probability units, of the scores with which the neuron passed the threshold; `templates`
+    counts in how many it did. A template whose highest score is not positive adds nothing: no neuron raises the letter.
+    """
+
+    query: str
+    group: str
+    table: pd.DataFrame
+
+
+def make_cluster(query: str, group: str, scores: Sequence[Scores], threshold: float) -> Cluster:
+    """Keep, per template, the neurons with score > threshold * highest score; join the templates. May be empty."""
+    parts = [_kept(template, threshold) for template in scores]
+    table = pd.concat(parts, ignore_index=True)
+    joined = table.groupby(["layer", "neuron"], as_index=False).agg(
+        attribution=("attribution", "sum"), templates=("attribution", "size")
+    )
+    return Cluster(query, group, joined[CLUSTER_COLUMNS])
+
+
+def _kept(scores: Scores, threshold: float) -> pd.DataFrame:
+    highest = scores.max()
+    keep = (scores > threshold * highest) if highest > 0 else torch.zeros_like(scores, dtype=torch.bool)
+    layers, neurons = keep.nonzero(as_tuple=True)
+    values = scores[keep].double()
+    return pd.DataFrame({"layer": layers.numpy(), "neuron": neurons.numpy(), "attribution": values.numpy()})

@@ -1,0 +1,155 @@
+"""The result of the method: the QR neurons of every query."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qrnca_lens.clustering.config import QRNCAConfig
+from qrnca_lens.clustering.refine import (
+    check_enough_queries,
+    common_neurons,
+    drop_neurons,
+    ranked_table,
+    score_clusters,
+    take_top,
+)
+from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.store import read_json, read_table, whole_folder, write_json, write_table
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Which model the neurons belong to: its name, its size and the fingerprint of its weights."""
+
+    name: str
+    n_layers: int
+    d_mlp: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class QRNeurons:
+    """QR neurons by query, with all that leads to them.
+
+    `clusters`: a row for every neuron of every cluster (query, group, layer, neuron, attribution, templates).
+    `queries`: a row for every query (query, group, probability, gap): mean P(right letter) over its templates and the
+    largest completeness gap, both in probability units. Everything else is derived from these two tables and `config`.
+    """
+
+    clusters: pd.DataFrame
+    queries: pd.DataFrame
+    config: QRNCAConfig
+    model: ModelShape
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_enough_queries(len(self.queries), self.config.common_share)
+
+    @cached_property
+    def scored(self) -> pd.DataFrame:
+        """The clusters with na, ica and naica: what the QR neurons are chosen from."""
+        return score_clusters(self.clusters, len(self.queries))
+
+    @cached_property
+    def common(self) -> pd.DataFrame:
+        """The common neurons, most common first: layer, neuron, clusters, share."""
+        return common_neurons(self.clusters, len(self.queries), self.config.common_share)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The QR neurons: query, group, layer, neuron, na, ica, naica, rank; top v by naica, common neurons removed."""
+        best = drop_neurons(take_top(self.scored, self.config.top), self.common)
+        return ranked_table(best, list(self.queries["query"]))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups in order of first appearance."""
+        return tuple(dict.fromkeys(self.queries["group"]))
+
+    @property
+    def common_set(self) -> NeuronSet:
+        """The common neurons as a set, most common first."""
+        return _neurons(self.common)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of `table`."""
+        return self.table.copy()
+
+    def for_query(self, query: str) -> NeuronSet:
+        """The QR neurons of one query, best first (empty if its cluster is). KeyError for an unknown id."""
+        if query not in set(self.queries["query"]):
+            raise KeyError(
+                f"no query {query!r} in this result ({len(self.queries)} queries, e.g. {self.queries['query'][0]!r})"
+            )
+        return _neurons(self.table[self.table["query"] == query])
+
+    def for_group(self, group: str) -> NeuronSet:
+        """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
+        if group not in self.groups:
+            raise KeyError(f"no group {group!r} in this result; there are {', '.join(self.groups)}")
+        return _neurons(_ranked(self.table[self.table["group"] == group]))
+
+    def top(self, k: int = 20) -> pd.DataFrame:
+        """The `k` neurons with the highest naica summed over all queries: layer, neuron, naica, queries, groups."""
+        return _ranked(self.table).head(k)
+
+    def per_query(self) -> pd.DataFrame:
+        """One row a query: query, group, probability, gap, cluster (its size), qr (number of QR neurons)."""
+        sizes, found = self.clusters["query"].value_counts(), self.table["query"].value_counts()
+        key = self.queries["query"]
+        counts = {"cluster": key.map(sizes), "qr": key.map(found)}
+        return self.queries.assign(**{name: n.fillna(0).astype(int) for name, n in counts.items()})
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write parquet tables and a JSON header; the folder appears whole or not at all. FileExistsError if it is there."""
+        with whole_folder(Path(folder)) as made:
+            self.write_into(made)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the files of `save` into an existing folder, the header last: with it the result is whole."""
+        write_table(self.clusters, folder / "clusters.parquet")
+        write_table(self.queries, folder / "queries.parquet")
+        write_table(self.table, folder / "qr_neurons.parquet")
+        write_table(self.common, folder / "common_neurons.parquet")
+        write_json({"config": asdict(self.config), "model": asdict(self.model), "about": self.about}, folder / "header.json")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> QRNeurons:
+        """Read what `save` or `locate(out=...)` wrote. RunError if the folder holds no finished result."""
+        path = Path(folder)
+        header = read_json(path / "header.json")
+        return cls(
+            read_table(path / "clusters.parquet"),
+            read_table(path / "queries.parquet"),
+            QRNCAConfig(**header["config"]),
+            ModelShape(**header["model"]),
+            header["about"],
+        )
+
+    def __repr__(self) -> str:
+        mean = len(self.table) / len(self.queries)
+        return (
+            f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups, {mean:.1f} QR neurons a query, "
+            f"{len(self.common)} common neurons, model {self.model.name!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        per_group = self.per_query().groupby("group", sort=False).agg(queries=("query", "size"), qr=("qr", "mean"))
+        return f"<p>{self!r}</p>{per_group.round(1).to_html()}{self.top(10).round(3).to_html(index=False)}"
+
+
+def _neurons(rows: pd.DataFrame) -> NeuronSet:
+    return NeuronSet.of(*rows[["layer", "neuron"]].itertuples(index=False, name=None))
+
+
+def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    summed = rows.groupby(["layer", "neuron"], as_index=False).agg(
+        naica=("naica", "sum"), queries=("query", "nunique"), groups=("group", lambda g: ", ".join(sorted(set(g))))
+    )
+    return summed.sort_values(["naica", "layer", "neuron"], ascending=[False, True, True], ignore_index=True)

@@ -1,0 +1,61 @@
+"""Heatmaps of layer x neuron index: naica summed over the queries of a group (paper, figure 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from qrnca_lens.clustering import QRNeurons
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """`values[layer, bin]`: summed naica of the neurons first_neuron(bin) .. first_neuron(bin) + width - 1.
+
+    `neurons` and `best` tell, for each cell, how many QR neurons it holds and which has the highest sum (-1 for none).
+    """
+
+    group: str
+    values: Float[np.ndarray, "layer bin"]
+    neurons: Int[np.ndarray, "layer bin"]
+    best: Int[np.ndarray, "layer bin"]
+    width: int
+
+    @property
+    def starts(self) -> list[int]:
+        """The first neuron index of every bin."""
+        return [i * self.width for i in range(self.values.shape[1])]
+
+
+def group_heatmap(located: QRNeurons, group: str | None = None, *, bins: int = 128) -> Heatmap:
+    """The heatmap of one group (None: of all), its neuron axis cut into at most `bins` bins of equal width.
+
+    A model of 32 layers x 11,008 neurons thus stays at 32 x 128 cells. KeyError for an unknown group.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    if group is not None and group not in located.groups:
+        raise KeyError(f"no group {group!r} in this result; there are {', '.join(located.groups)}")
+    rows = located.table if group is None else located.table[located.table["group"] == group]
+    width = -(-located.model.d_mlp // bins)
+    shape = (located.model.n_layers, -(-located.model.d_mlp // width))
+    summed = rows.groupby(["layer", "neuron"], as_index=False).agg(naica=("naica", "sum"))
+    values, count, best = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, -1)
+    for layer, neuron, naica in summed.sort_values("naica").itertuples(index=False, name=None):
+        cell = int(layer), int(neuron) // width
+        values[cell] += naica
+        count[cell] += 1
+        best[cell] = int(neuron)
+    return Heatmap(group or "all groups", values, count, best, width)
+
+
+def layer_counts(located: QRNeurons) -> pd.DataFrame:
+    """How many QR neurons each group has in each layer (paper, figure 2b): rows are groups, columns are layers.
+
+    A neuron counts once for every query it belongs to.
+    """
+    counts = located.table.groupby(["group", "layer"]).size().unstack(fill_value=0)
+    return counts.reindex(index=list(located.groups), columns=range(located.model.n_layers), fill_value=0)

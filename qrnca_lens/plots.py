@@ -1,0 +1,90 @@
+"""Results to plotly figures; never calls a model. Every figure gets `TEMPLATE`; no global is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.localization import group_heatmap, layer_counts
+
+# grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
+INK, GRID = "#7d8590", "rgba(125,133,144,0.25)"
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+_AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": INK, "ticks": "outside", "tickcolor": INK}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "colorway": PALETTE,
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+    }
+)
+
+
+def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: int = 128) -> go.Figure:
+    """One panel a group: layer x neuron index, colour = summed naica (paper, figure 5). KeyError for an unknown group."""
+    maps = [group_heatmap(located, group, bins=bins) for group in (groups or located.groups)]
+    columns = min(2, len(maps))
+    rows = -(-len(maps) // columns)
+    titles = [m.group for m in maps]
+    figure = make_subplots(
+        rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.24 / rows
+    )
+    for i, panel in enumerate(maps):
+        hover = np.stack([panel.neurons, panel.best], axis=-1)
+        figure.add_trace(
+            go.Heatmap(
+                z=np.where(panel.neurons > 0, panel.values, np.nan),
+                x=panel.starts,
+                customdata=hover,
+                coloraxis="coloraxis",
+                name=panel.group,
+                hovertemplate=(
+                    "layer %{y}, neurons from %{x}<br>%{customdata[0]} QR neurons, strongest: neuron %{customdata[1]}"
+                    "<br>summed naica %{z:.3f}<extra>%{fullData.name}</extra>"
+                ),
+            ),
+            row=i // columns + 1,
+            col=i % columns + 1,
+        )
+    figure.update_layout(
+        template=TEMPLATE,
+        title="Where the query-relevant neurons of each group sit",
+        coloraxis={"colorscale": "Viridis", "colorbar": {"title": "summed naica"}},
+        height=120 + rows * max(150, 14 * located.model.n_layers + 60),
+    )
+    figure.update_xaxes(title_text=f"neuron index (bins of {maps[0].width})", row=rows)
+    figure.update_yaxes(title_text="layer", dtick=max(1, located.model.n_layers // 8), col=1)
+    return figure
+
+
+def layers(located: QRNeurons) -> go.Figure:
+    """QR neurons by layer, one line of bars a group (paper, figure 2b)."""
+    counts = layer_counts(located)
+    figure = go.Figure(
+        [
+            go.Bar(
+                x=list(counts.columns),
+                y=row.tolist(),
+                name=str(group),
+                hovertemplate="layer %{x}: %{y} QR neurons<extra>%{fullData.name}</extra>",
+            )
+            for group, row in counts.iterrows()
+        ]
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        barmode="stack",
+        title="QR neurons by layer",
+        xaxis={"title": "layer", "dtick": max(1, located.model.n_layers // 8)},
+        yaxis={"title": "QR neurons, counted once a query"},
+        height=360,
+    )
+    return figure

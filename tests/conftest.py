@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import save_tiny
+
+from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.models import load_model
+
+torch.set_num_threads(1)  # the models are tiny; more threads only wait for one another
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random checkpoint, written once a session."""
+    root, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = save_tiny(family, root / family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def model_of(folder_of: Callable[[str], Path]) -> Callable[[str], Any]:
+    """A tiny model, loaded once a session."""
+    loaded: dict[str, Any] = {}
+
+    def get(family: str) -> Any:
+        if family not in loaded:
+            loaded[family] = load_model(folder_of(family), device="cpu")
+        return loaded[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def atlas() -> Any:
+    return load_model("atlas", device="cpu")
+
+
+@pytest.fixture
+def short_queries() -> QuerySet:
+    """Twelve queries in three groups whose prompts fit the tiny models."""
+    return QuerySet(
+        tuple(
+            Query(
+                f"q{i}",
+                f"g{i % 3}",
+                tuple(Prompt(f"Which letter is right? {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4]) for j in range(3)),
+            )
+            for i in range(12)
+        ),
+        "short",
+    )

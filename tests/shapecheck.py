@@ -1,0 +1,15 @@
+"""The run-time checker of annotations (named in pyproject.toml): beartype, which here takes any string for our choices.
+
+Those are checked by the package itself, with an error of its own that the tests want to see.
+"""
+
+from typing import Literal
+
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+
+_CHOICES = {
+    Literal["right", "endpoints", "gauss-legendre"]: str,
+    Literal["up", "gate", "pre", "post"]: str,
+    Literal["last", "all"]: str,
+}
+check = beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(_CHOICES)))

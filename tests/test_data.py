@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qrnca_lens.data import (
+    LETTERS,
+    TEMPLATES,
+    DataError,
+    Prompt,
+    Query,
+    QuerySet,
+    Question,
+    load_queries,
+    load_questions,
+    save_queries,
+    to_multi_choice,
+)
+from qrnca_lens.data.query import normalise
+
+ROW = {"id": "a", "group": "g", "question": "Why?", "answer": "yes", "distractors": ["no", "maybe", "never"]}
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in rows), "utf-8")
+    return path
+
+
+def test_the_shipped_sets_have_the_promised_counts() -> None:
+    domains, languages = load_questions("atlas/domains"), load_questions("atlas/languages")
+    assert Counter(q.group for q in domains) == {
+        "biology": 100, "physics": 100, "chemistry": 100, "mathematics": 100, "computer science": 52, "geography": 100,
+    }  # fmt: skip
+    assert Counter(q.group for q in languages) == dict.fromkeys(
+        ("arabic", "english", "french", "japanese", "russian", "chinese"), 100
+    )
+    assert Counter(q.relation for q in languages) == dict.fromkeys(
+        ("birth_place", "host_country", "employer", "instrument", "headquarters"), 120
+    )
+    for group in {q.group for q in domains}:
+        answers = [q.answer for q in domains if q.group == group]
+        assert sum(len(a.split()) >= 4 for a in answers) >= len(answers) / 2
+        assert len({normalise(a) for a in answers}) == len(answers)
+        assert len({normalise(q.question) for q in domains if q.group == group}) == len(answers)
+
+
+def test_every_language_asks_the_same_hundred_facts() -> None:
+    facts: dict[str, set[str]] = {}
+    for q in load_questions("atlas/languages"):
+        facts.setdefault(q.language, set()).add(q.id.removeprefix(f"{q.language}-"))
+    assert len(facts) == 6
+    assert all(keys == facts["en"] and len(keys) == 100 for keys in facts.values())
+
+
+@pytest.mark.parametrize("name", ["atlas/domains", "atlas/languages"])
+def test_every_shipped_row_becomes_a_fair_query(name: str) -> None:
+    for q in load_questions(name):
+        assert q.question == q.question.strip()
+        assert q.answer == q.answer.strip()
+        assert "\n" not in q.question + q.answer
+        assert q.language in TEMPLATES
+    for query in load_queries(name, seed=3):
+        assert len(query.prompts) == 3
+        for prompt in query.prompts:
+            assert len({normalise(o) for o in prompt.options}) == 4
+            assert prompt.options[LETTERS.index(prompt.letter)] == query.answer
+            assert all(option in prompt.text for option in prompt.options)
+            assert query.question in prompt.text
+        assert len({frozenset(p.options) for p in query.prompts}) == 1
+
+
+def test_letters_are_spread_and_seeds_reproduce() -> None:
+    first, again, other = (load_queries("atlas/domains", seed=s) for s in (1, 1, 2))
+    assert first == again
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    letters = Counter(p.letter for q in first for p in q.prompts)
+    assert all(abs(letters[x] - 414) < 70 for x in LETTERS)
+
+
+def test_the_held_out_template_is_its_own() -> None:
+    for language, templates in TEMPLATES.items():
+        texts = {t.text for t in (*templates.detection, templates.held_out)}
+        assert len(texts) == 4, language
+    held = load_queries("atlas/languages", held_out=True)
+    assert {p.template for q in held for p in q.prompts} == {f"{x}-held-out" for x in TEMPLATES}
+
+
+def test_filter_sample_split_and_frame() -> None:
+    queries = load_queries("atlas/domains")
+    assert queries.for_group("biology").groups == ("biology",)
+    assert len(queries.sample(5, seed=1)) == 30
+    assert queries.sample(5, seed=1) == queries.sample(5, seed=1) != queries.sample(5, seed=2)
+    detection, held_out = queries.split(0.5, seed=0)
+    assert {q.id for q in detection}.isdisjoint(q.id for q in held_out)
+    assert len(detection) + len(held_out) == 552
+    assert Counter(q.group for q in detection)["computer science"] == 26
+    assert queries.to_frame().shape == (3 * 552, 8)
+    with pytest.raises(DataError, match="no group 'alchemy'; there are biology"):
+        queries.for_group("alchemy")
+
+
+def test_rendered_queries_round_trip(tmp_path: Path) -> None:
+    queries = load_queries("atlas/languages", seed=5).sample(2)
+    save_queries(queries, tmp_path / "out.jsonl")
+    assert load_queries(tmp_path / "out.jsonl").queries == queries.queries
+    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip), min_size=5, max_size=9)
+)
+def test_distractors_never_equal_the_answer(answers: list[str]) -> None:
+    questions = [Question(f"q{i}", "g", f"question {i}", a) for i, a in enumerate(answers)]
+    if len({normalise(a) for a in answers}) < 4:
+        with pytest.raises(DataError, match="fewer than 4 distinct options"):
+            to_multi_choice(questions)
+        return
+    for query in to_multi_choice(questions):
+        for prompt in query.prompts:
+            assert len({normalise(o) for o in prompt.options}) == 4
+
+
+def test_csv_questions(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("id,group,question,answer,distractors\na,g,Why?,yes,no|maybe|never\n", "utf-8")
+    (query,) = load_queries(path)
+    assert sorted(query.prompts[0].options) == ["maybe", "never", "no", "yes"]
+
+
+def test_the_authors_format(tmp_path: Path) -> None:
+    entry = {
+        "sentences": ["Q one\n A. x\nResponse:", "Q two Response:"],
+        "obj_label": ["C", "A"],
+        "relation_name": "biology",
+    }
+    path = tmp_path / "official.json"
+    path.write_text(json.dumps({"uuid-1": entry, "uuid-2": {**entry, "relation_name": "physics"}}), "utf-8")
+    queries = load_queries(path)
+    assert queries.groups == ("biology", "physics")
+    assert queries["uuid-1"].prompts[0] == Prompt("Q one\n A. x\nResponse:", "C")
+    with pytest.raises(DataError, match="held-out template can only be rendered from free-form"):
+        load_queries(path, held_out=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((ROW, ROW), r"line 2: field 'id': 'a' stands twice"),
+        (({**ROW, "distractors": ["no", " NO ", "never"]},), r"line 1: .*fewer than 4 distinct options"),
+        (({**ROW, "distractors": ["no", "YES", "never"]},), r"line 1: .*'yes' stands among the distractors"),
+        (({**ROW, "question": "  "},), r"line 1: field 'question' is empty"),
+        (({k: v for k, v in ROW.items() if k != "answer"},), r"line 1: field 'answer' is missing"),
+        (({**ROW, "answer": 3},), r"line 1: field 'answer': expected a text, found int"),
+        (({**ROW, "distractors": "no"},), r"line 1: field 'distractors': expected a list"),
+        (({**ROW, "topic": "x"},), r"line 1: unknown field 'topic'"),
+        ((ROW, "{broken"), r"line 2: not valid JSON"),
+        ((ROW, "[1]"), r"line 2: expected a JSON object, found list"),
+        ((), r"holds no question"),
+        (({**ROW, "language": "xx"},), r"no templates for language 'xx'; there are en"),
+    ],
+)
+def test_bad_rows_name_file_line_and_field(tmp_path: Path, rows: tuple[object, ...], message: str) -> None:
+    path = write(tmp_path / "bad.jsonl", *rows)
+    with pytest.raises(DataError, match=message) as error:
+        load_queries(path)
+    assert "xx" in message or str(path) in str(error.value)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file; shipped sets are atlas/domains"):
+        load_queries(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        load_queries(tmp_path / "latin.jsonl")
+    (tmp_path / "bad.json").write_text(
+        json.dumps({"u": {"sentences": ["x"], "obj_label": ["A", "B"], "relation_name": "b"}})
+    )
+    with pytest.raises(DataError, match=r"query 'u': 1 'sentences' but 2 'obj_label'"):
+        load_queries(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text(json.dumps({"u": {"sentences": ["x"], "obj_label": ["E"], "relation_name": "b"}}))
+    with pytest.raises(DataError, match=r"query 'u': prompt letter 'E' is not one of A, B, C, D"):
+        load_queries(tmp_path / "bad.json")
+    (tmp_path / "short.csv").write_text("id,group,question,answer\na,g,Why?\n")
+    with pytest.raises(DataError, match=r"line 2: expected 4 columns"):
+        load_queries(tmp_path / "short.csv")
+
+
+def test_query_sets_refuse_doubles() -> None:
+    query = Query("a", "g", (Prompt("text", "A"),))
+    with pytest.raises(DataError, match="query id 'a' stands twice"):
+        QuerySet((query, query))
+    with pytest.raises(DataError, match="has no prompt"):
+        Query("a", "g", ())
+    with pytest.raises(KeyError, match="no query 'b'"):
+        QuerySet((query,))["b"]

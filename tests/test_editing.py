@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from qrnca_lens.data import QuerySet
+from qrnca_lens.editing import enhance, scale, suppress
+from qrnca_lens.editing.effects import edit_effects, measure_baseline, random_sets
+from qrnca_lens.models import to_tokens
+from qrnca_lens.models.letters import letter_probabilities
+from qrnca_lens.neurons import Neuron, NeuronSet
+
+TEXT = "Question: which letter is right? A. one B. two Answer:"
+CHOSEN = NeuronSet.of((0, 3), (2, 1), (2, 40))
+
+
+def post(model: Any, ids: torch.Tensor, layer: int) -> torch.Tensor:
+    _, cache = model.run_with_cache(ids, names_filter=f"blocks.{layer}.mlp.hook_post")
+    return cache[f"blocks.{layer}.mlp.hook_post"][0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_scaling_is_exact_and_leaves_nothing_behind(family: str, positions: Any, model_of: Callable[[str], Any]) -> None:
+    model = model_of(family)
+    ids = to_tokens(model, TEXT)[None]
+    before, first = model(ids), post(model, ids, 0)
+    with scale(model, CHOSEN, 3.0, positions=positions):
+        scaled, after = post(model, ids, 0), model(ids)
+    wanted = first.clone()
+    wanted[-1 if positions == "last" else slice(None), 3] *= 3
+    assert torch.allclose(scaled, wanted, atol=1e-6)
+    assert not torch.equal(after, before)
+    assert torch.equal(model(ids), before)
+    if positions == "last":
+        assert torch.equal(after[:, :-1], before[:, :-1])
+
+
+def test_scaling_the_post_activation_is_scaling_the_up_projection(model_of: Callable[[str], Any]) -> None:
+    model = model_of("llama")
+    ids = to_tokens(model, TEXT)[None]
+
+    def by_hand(up: torch.Tensor, hook: object) -> torch.Tensor:
+        up = up.clone()
+        up[:, -1, [1, 40]] *= 0.25
+        return up
+
+    wanted = model.run_with_hooks(ids, fwd_hooks=[("blocks.2.mlp.hook_pre_linear", by_hand)])
+    with scale(model, NeuronSet.of((2, 1), (2, 40)), 0.25):
+        assert torch.allclose(model(ids), wanted, atol=1e-5)
+
+
+def test_nesting_and_exceptions(model_of: Callable[[str], Any]) -> None:
+    model = model_of("llama")
+    ids = to_tokens(model, TEXT)[None]
+    before = model(ids)
+    with enhance(model, CHOSEN), scale(model, CHOSEN, 0.5):
+        assert torch.allclose(model(ids), before, atol=1e-5)
+    with suppress(model, CHOSEN):
+        once = model(ids)
+        with suppress(model, Neuron(1, 1)):
+            assert not torch.equal(model(ids), once)
+        assert torch.equal(model(ids), once)
+    with pytest.raises(RuntimeError, match="stop"), suppress(model, CHOSEN):
+        raise RuntimeError("stop")
+    assert torch.equal(model(ids), before)
+
+
+def test_generation_with_a_cache_scales_every_new_token(model_of: Callable[[str], Any]) -> None:
+    model = model_of("llama")
+    ids = to_tokens(model, TEXT)[None]
+    with enhance(model, CHOSEN, 4.0):
+        made = model.generate(ids, max_new_tokens=5, do_sample=False, verbose=False, stop_at_eos=False)
+    prompt, step = ids, ids
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", 1)
+    for _ in range(5):
+        with enhance(model, CHOSEN, 4.0):
+            step = model(step, past_kv_cache=cache)[:, -1].argmax(-1)[None]
+        prompt = torch.cat([prompt, step], dim=1)
+    assert torch.equal(made, prompt)
+
+
+def test_bad_sets_and_factors(model_of: Callable[[str], Any]) -> None:
+    model = model_of("llama")
+    for neurons, message in (
+        (NeuronSet(), "the neuron set is empty"),
+        (Neuron(3, 0), r"neuron L3\.N0 is outside the model"),
+    ):
+        with pytest.raises(ValueError, match=message), suppress(model, neurons):
+            pass
+    with pytest.raises(ValueError, match="finite"), enhance(model, CHOSEN, float("inf")):
+        pass
+    with pytest.raises(ValueError, match="'last' or 'all'"), enhance(model, CHOSEN, positions="first"):  # type: ignore[arg-type]
+        pass
+
+
+def test_effects_are_those_of_single_prompts(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model = model_of("llama")
+    baseline = measure_baseline(model, short_queries)
+    found = edit_effects(model, baseline, {"q4": CHOSEN, "q5": NeuronSet()}, 0.0).set_index("query")
+    query, other = short_queries["q4"], short_queries[found.loc["q4", "unrelated"]]
+    assert other.group != query.group
+    with suppress(model, CHOSEN):
+        p = [letter_probabilities(model, [x])[0]["ABCD".index(x.letter)].item() for x in (*query.prompts, *other.prompts)]
+    assert found.loc["q4", "p_after"] == pytest.approx(sum(p[:3]) / 3, rel=1e-4)
+    assert found.loc["q4", "p_unrelated_after"] == pytest.approx(sum(p[3:]) / 3, rel=1e-4)
+    assert found.loc["q5", "p_after"] == found.loc["q5", "p_before"]
+    same = edit_effects(model, baseline, {"q4": CHOSEN}, 1.0)
+    assert same["p_after"][0] == pytest.approx(same["p_before"][0], rel=1e-5)
+    assert same["wrong_to_right"][0] == same["right_to_wrong"][0] == 0
+    with pytest.raises(ValueError, match="at least two groups"):
+        edit_effects(model, measure_baseline(model, short_queries.for_group("g0")), {"q0": CHOSEN}, 0.0)
+
+
+def test_random_sets_match_number_and_layers() -> None:
+    drawn = random_sets({"a": CHOSEN, "b": NeuronSet()}, d_mlp=48)
+    assert {layer: len(indices) for layer, indices in drawn["a"].by_layer().items()} == {0: 1, 2: 2}
+    assert drawn["b"] == NeuronSet()
+    assert drawn == random_sets({"a": CHOSEN, "b": NeuronSet()}, d_mlp=48) != random_sets({"a": CHOSEN}, 48, seed=1)

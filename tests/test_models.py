@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONFIGS, ENGINE_FAMILIES, save_tiny
+from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qrnca_lens.data import Prompt
+from qrnca_lens.models import ModelError, load_model, option_tokens, site_hook, sites_of, target_id, to_tokens
+from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.letters import letter_probabilities
+
+FAMILIES = [name for name in CONFIGS if name != "bert"]
+TEXT = "Question: which letter is right?\nA. one B. two Answer:"
+
+
+@pytest.fixture
+def hf_of(folder_of: Callable[[str], Path]) -> Callable[[str], Any]:
+    return lambda family: AutoModelForCausalLM.from_pretrained(folder_of(family), attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_tokens_equal_transformers(
+    family: str, model_of: Callable[[str], Any], hf_of: Callable[[str], Any], folder_of: Callable[[str], Path]
+) -> None:
+    model, hf = model_of(family), hf_of(family)
+    assert isinstance(model, TransformerBridge if family == "opt" else HookedTransformer)
+    ids = AutoTokenizer.from_pretrained(folder_of(family))(TEXT, return_tensors="pt").input_ids
+    assert torch.equal(to_tokens(model, TEXT), ids[0])
+    if isinstance(model, HookedTransformer):
+        assert torch.equal(model.to_tokens(TEXT), ids)
+    with torch.no_grad():
+        ours, theirs = model(ids), hf(ids).logits
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_a_bridge_gives_the_same_logits(
+    family: str, folder_of: Callable[[str], Path], model_of: Callable[[str], Any]
+) -> None:
+    bridge = TransformerBridge.boot_transformers(str(folder_of(family)), device="cpu")
+    ids = to_tokens(model_of(family), TEXT)
+    assert torch.equal(to_tokens(bridge, TEXT), ids)
+    assert torch.allclose(bridge(ids[None]), model_of(family)(ids[None]), atol=1e-4)
+    assert sites_of(bridge) == sites_of(model_of(family))
+
+
+def _mlp_modules(hf: Any, family: str, layer: int) -> dict[str, tuple[Any, str]]:
+    """For each site the Hugging Face module that has it, as its output ("out") or its input ("in")."""
+    if family == "gpt2":
+        mlp = hf.transformer.h[layer].mlp
+        return {"pre": (mlp.c_fc, "out"), "post": (mlp.c_proj, "in")}
+    if family == "gpt-neox":
+        mlp = hf.gpt_neox.layers[layer].mlp
+        return {"pre": (mlp.dense_h_to_4h, "out"), "post": (mlp.dense_4h_to_h, "in")}
+    mlp = hf.model.layers[layer].mlp
+    return {"up": (mlp.up_proj, "out"), "gate": (mlp.gate_proj, "out"), "post": (mlp.down_proj, "in")}
+
+
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
+def test_sites_are_the_right_tensors_by_value(
+    family: str, model_of: Callable[[str], Any], hf_of: Callable[[str], Any]
+) -> None:
+    model, hf, layer = model_of(family), hf_of(family), 1
+    modules, seen = _mlp_modules(hf, family, layer), {}
+    assert set(modules) == set(sites_of(model))
+    for site, (module, side) in modules.items():
+        if side == "in":
+            module.register_forward_pre_hook(lambda _m, inputs, site=site: seen.update({site: inputs[0]}))
+        else:
+            module.register_forward_hook(lambda _m, _i, out, site=site: seen.update({site: out}))
+    ids = to_tokens(model, TEXT)[None]
+    with torch.no_grad():
+        hf(ids)
+        _, cache = model.run_with_cache(ids)
+    for site in modules:
+        ours = cache[site_hook(model, layer, site)]
+        assert torch.allclose(ours, seen[site], atol=1e-4), site
+    values = [cache[site_hook(model, layer, site)] for site in modules]
+    assert all(not torch.allclose(a, b, atol=1e-2) for i, a in enumerate(values) for b in values[:i])
+
+
+def test_the_architecture_is_read_from_the_config_not_the_path(tmp_path: Path) -> None:
+    folder = save_tiny("mistral", tmp_path / "llama-gemma-gpt2-bert")
+    assert load_model(folder, device="cpu").cfg.original_architecture == "MistralForCausalLM"
+
+
+def test_a_hooked_transformer_that_disagrees_becomes_a_bridge(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qrnca_lens.models import loading
+
+    real = loading.hooked_fields
+    monkeypatch.setattr(loading, "hooked_fields", lambda config: {**(real(config) or {}), "eps": 0.5})
+    assert isinstance(load_model(folder_of("llama"), device="cpu"), TransformerBridge)
+
+
+def test_a_rope_scaling_that_hooked_transformer_lacks_becomes_a_bridge(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, hf = load_model(folder, device="cpu"), AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(20)[None]
+    assert isinstance(model, TransformerBridge)
+    assert torch.allclose(model(ids), hf(ids).logits, atol=1e-4)
+
+
+def test_letters_with_and_without_a_space(model_of: Callable[[str], Any]) -> None:
+    tokenizer = model_of("llama").tokenizer
+    spaced, plain = option_tokens(tokenizer, "Answer:"), option_tokens(tokenizer, "Answer: \n")
+    assert spaced.leading_space
+    assert not plain.leading_space
+    assert [tokenizer.decode([i]) for i in spaced.ids] == [" A", " B", " C", " D"]
+    assert [tokenizer.decode([i]) for i in plain.ids] == ["A", "B", "C", "D"]
+    assert spaced.id_of("B") == target_id(model_of("llama"), " B") != target_id(model_of("llama"), "B")
+    with pytest.raises(ModelError, match="are not single tokens after the prompt"):
+        option_tokens(tokenizer, "Answer:", letters=("A", "quite long"))
+
+
+def test_targets_are_checked(model_of: Callable[[str], Any]) -> None:
+    with pytest.raises(ModelError, match="'xylophone' is not one token"):
+        target_id(model_of("gpt2"), "xylophone")
+    with pytest.raises(ModelError, match=r"token id 320 is outside the vocabulary \(0 to 319\)"):
+        target_id(model_of("gpt2"), 320)
+
+
+def test_batched_letter_probabilities_equal_single_ones(model_of: Callable[[str], Any]) -> None:
+    model = model_of("mistral")
+    prompts = [Prompt(f"Which letter{' is it' * i}?\nAnswer:", "A") for i in (0, 2, 1, 2, 0, 5)]
+    together = letter_probabilities(model, prompts, batch=2)
+    alone = torch.cat([letter_probabilities(model, [p]) for p in prompts])
+    assert torch.allclose(together, alone, rtol=1e-4)
+    ids = to_tokens(model, prompts[1].text)
+    wanted = model(ids[None])[0, -1].softmax(-1)[list(option_tokens(model.tokenizer, prompts[1].text).ids)]
+    assert torch.allclose(together[1], wanted, rtol=1e-4)
+
+
+def test_fingerprints_tell_weights_apart(model_of: Callable[[str], Any], folder_of: Callable[[str], Path]) -> None:
+    again = load_model(folder_of("llama"), device="cpu")
+    assert model_fingerprint(again) == model_fingerprint(model_of("llama")) != model_fingerprint(model_of("mistral"))
+    again.blocks[2].mlp.W_out.data[0, 0] += 1
+    assert model_fingerprint(again) != model_fingerprint(model_of("llama"))
+
+
+def test_what_cannot_be_loaded_says_what_to_do(
+    tmp_path: Path, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="BertForMaskedLM is not a causal"):
+        load_model(folder_of("bert"))
+    with pytest.raises(ModelError, match="no such folder"):
+        load_model(tmp_path / "missing")
+    with pytest.raises(ModelError, match=r"no config\.json in this folder"):
+        load_model(tmp_path)
+    with pytest.raises(ModelError, match="'no-such-model-anywhere': neither a folder here nor a model"):
+        load_model("no-such-model-anywhere")
+    bare = save_tiny("gpt2", tmp_path / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_model(bare)
+    broken = save_tiny("llama", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="the weights cannot be read"):
+        load_model(broken)
+    with pytest.raises(ModelError, match="dtype"):
+        load_model(folder_of("llama"), dtype=torch.float16)
+    with pytest.raises(ModelError, match="no site 'gate' in a model with plain MLPs; there are post, pre"):
+        from qrnca_lens.models import check_site
+
+        check_site(load_model(folder_of("gpt2"), device="cpu"), "gate")
+
+
+def test_prompts_must_fit(model_of: Callable[[str], Any]) -> None:
+    with pytest.raises(ModelError, match="the prompt is empty"):
+        to_tokens(model_of("llama"), "")
+    with pytest.raises(ModelError, match="the model's context holds 128"):
+        to_tokens(model_of("llama"), "word " * 200)
+
+
+def test_bfloat16(folder_of: Callable[[str], Path]) -> None:
+    model = load_model(folder_of("llama"), device="cpu", dtype=torch.bfloat16)
+    assert isinstance(model, HookedTransformer)
+    assert next(model.parameters()).dtype == torch.bfloat16
