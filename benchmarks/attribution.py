@@ -17,7 +17,7 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import PathTask, gradients_for_leaves_only, target_probability
+from qrnca_lens.attribution.path import PathTask, gradients_for_leaves_only, probability_of
 from qrnca_lens.attribution.quadrature import quadrature
 
 BATCH = 8
@@ -63,7 +63,7 @@ def plain(task: PathTask) -> torch.Tensor:
 
             with gradients_for_leaves_only(task.model):
                 logits = task.model.run_with_hooks(task.tokens.expand(len(leaf), -1), fwd_hooks=[(name, put)])[:, -1]
-                (gradient,) = torch.autograd.grad(target_probability(logits, task.target).sum(), leaf)
+                (gradient,) = torch.autograd.grad(task.objective(logits).sum(), leaf)
             total = total + (weights[:, None] * gradient).sum(0)
         scores.append(value * total)
     return torch.stack(scores)
@@ -99,8 +99,8 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, {options.layers} layers, m = 16, 2 threads")
     for length in options.length:
         tokens = torch.randint(0, 2000, (length,), generator=torch.Generator().manual_seed(0))
-        task = PathTask(model, tokens, 7, "up", quadrature("right", 16))
-        ends = PathTask(model, tokens, 7, "up", quadrature("right", 16).with_ends())
+        task = PathTask(model, tokens, probability_of(7), "up", quadrature("right", 16))
+        ends = PathTask(model, tokens, probability_of(7), "up", quadrature("right", 16).with_ends())
         integrate_by_shared_prefix(ends)
         times = []
         with PeakMemory() as fast_memory:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from qrnca_lens._version import __version__
+from qrnca_lens.cli_errors import plain_errors
+from qrnca_lens.cli_queries import queries_app
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from qrnca_lens.attribution import Rule
+    from qrnca_lens.models import Site
 
 app = typer.Typer(
     help="Find, judge and edit the neurons that carry knowledge in language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(queries_app, name="queries")
 _console = Console()
 Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
@@ -42,7 +48,7 @@ def demo(out: Out = Path("runs/demo")) -> None:
     """Locate the QR neurons of 72 questions on the shipped model and write a page that shows them."""
     from qrnca_lens.demo import run_demo
 
-    with _plain_errors():
+    with plain_errors():
         found = run_demo(out)
     prompt = found.query.prompts[0]
     _console.print(
@@ -77,8 +83,8 @@ def locate(
     from qrnca_lens.models import load_model
     from qrnca_lens.pipeline import locate as run
 
-    with _plain_errors():
-        config = QRNCAConfig(steps, rule, site, threshold, top, common_share)  # type: ignore[arg-type]
+    with plain_errors():
+        config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
         asked = load_queries(queries, seed=seed)
         asked = asked.sample(per_group, seed) if per_group else asked
         located = run(load_model(model, device=device), asked, config, out=out)
@@ -100,8 +106,9 @@ def attribute(
     from qrnca_lens.attribution import attribute as run
     from qrnca_lens.models import load_model
 
-    with _plain_errors():
-        found = run(load_model(model, device=device), prompt.replace("\\n", "\n"), target, steps=steps, rule=rule)  # type: ignore[arg-type]
+    with plain_errors():
+        text = prompt.replace("\\n", "\n")
+        found = run(load_model(model, device=device), text, target, steps=steps, rule=cast("Rule", rule))
     _show(found.top(top), f"Neurons for {target!r}")
     _console.print(f"{found!r}", highlight=False)
 
@@ -118,11 +125,35 @@ def card(
     from qrnca_lens.models import load_model
     from qrnca_lens.store import write_text
 
-    with _plain_errors():
+    with plain_errors():
         text = measure_card(load_model(model, device=device), per_group=per_group).to_markdown()
     _console.print(text, highlight=False, markup=False, soft_wrap=True)
     if out:
         write_text(text, out)
+
+
+@app.command()
+def reproduce(
+    out: Out,
+    model: Model = "atlas",
+    queries: Annotated[str, typer.Option(help="comma-separated: domains, languages, or files")] = "domains,languages",
+    per_group: Annotated[int | None, typer.Option(help="at most this many queries of each group")] = None,
+    seed: int = 0,
+    device: Device = None,
+) -> None:
+    """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
+    from qrnca_lens.models import load_model
+    from qrnca_lens.study import reproduce as run
+    from qrnca_lens.study import subject
+    from qrnca_lens.study.report import write_report
+    from qrnca_lens.study.statements import statements
+
+    with plain_errors():
+        subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
+        study = run(load_model(model, device=device), subjects, out, seed=seed)
+        page = write_report(study)
+    _show(statements(study.results), "Which statements of the paper hold here")
+    _console.print(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}", highlight=False, soft_wrap=True)
 
 
 def _show(table: pd.DataFrame, title: str) -> None:
@@ -132,20 +163,3 @@ def _show(table: pd.DataFrame, title: str) -> None:
     for row in table.itertuples(index=False):
         shown.add_row(*[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row])
     _console.print(shown)
-
-
-class _plain_errors:  # noqa: N801
-    """Errors that name their remedy end the command with that text and exit code 1; all others keep their traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from qrnca_lens.store import RunError
-
-        if isinstance(error, KeyboardInterrupt):
-            Console(stderr=True).print("Interrupted. The same command goes on from here.")
-            raise typer.Exit(130) from None
-        if isinstance(error, (ValueError, KeyError, RunError, FileExistsError)):
-            Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-            raise typer.Exit(1) from None

@@ -23,12 +23,12 @@ from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_clust
 from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.models import HookedModel, check_hooked, check_site, option_tokens, to_tokens
+from qrnca_lens.models import HookedModel, check_hooked, check_site, mlp_width, option_tokens, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
 
 _FLUSH_SECONDS = 5.0
-_QUERY_COLUMNS = ["query", "group", "probability", "gap"]
+_QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
 
 
@@ -52,7 +52,7 @@ def locate(
     check_site(model, config.site)
     check_enough_queries(len(queries), config.common_share)
     letters = _check_prompts(model, queries)
-    shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, model.cfg.d_mlp, model_fingerprint(model))
+    shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
     about = {
         "config": asdict(config),
         "model": asdict(shape),
@@ -61,7 +61,7 @@ def locate(
     run = _Run(Path(out) if out is not None else None, about)
     if run.finished():
         return QRNeurons.load(run.path)
-    with _progress(progress) as bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("locating", total=len(queries))
         with run.kept():
             for query in queries:
@@ -107,7 +107,7 @@ class _Run:
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
         self._path, self._about = path, about
         self._clusters: list[pd.DataFrame] = []
-        self._queries: list[tuple[str, str, float, float]] = []
+        self._queries: list[tuple[str, str, int, float, float]] = []
         self._kept: list[tuple[pd.DataFrame, pd.DataFrame]] = []
         self._flushed = time.monotonic()
         if path is not None:
@@ -127,7 +127,7 @@ class _Run:
     def add(self, query: Query, cluster: pd.DataFrame, probability: float, gap: float) -> None:
         """Take in one query; on disk at the latest some seconds later."""
         self._clusters.append(cluster.assign(query=query.id, group=query.group))
-        self._queries.append((query.id, query.group, probability, gap))
+        self._queries.append((query.id, query.group, len(query.prompts), probability, gap))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -191,7 +191,8 @@ def _versions() -> dict[str, str]:
     return {"qrnca_lens": __version__, "python": platform.python_version(), **found}
 
 
-def _progress(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A progress bar with time left, on stderr; silent if not `shown`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -87,4 +88,40 @@ def layers(located: QRNeurons) -> go.Figure:
         yaxis={"title": "QR neurons, counted once a query"},
         height=360,
     )
+    return figure
+
+
+def changes(by_group: pd.DataFrame) -> go.Figure:
+    """Mean % change of P(right letter) by group after suppressing and boosting, own against unrelated query (figures 3, 4).
+
+    `by_group` is what `editing.statistics.group_changes` gives; whiskers are its 95 % intervals.
+    """
+    factors = list(dict.fromkeys(by_group["factor"]))
+    figure = make_subplots(1, len(factors), subplot_titles=[f"QR neurons x {factor:g}" for factor in factors])
+    for column, factor in enumerate(factors, 1):
+        part = by_group[by_group["factor"] == factor]
+        for kind, colour in (("related", PALETTE[5]), ("unrelated", PALETTE[4])):
+            middle = part[kind].to_numpy()
+            bar = go.Bar(
+                x=part["group"].tolist(),
+                y=middle,
+                name="own query" if kind == "related" else "unrelated query",
+                legendgroup=kind,
+                showlegend=column == 1,
+                marker={"color": colour},
+                customdata=part["queries"].to_numpy()[:, None],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": part[f"{kind}_high"].to_numpy() - middle,
+                    "arrayminus": middle - part[f"{kind}_low"].to_numpy(),
+                    "color": INK,
+                },
+                hovertemplate="%{x}: %{y:.1f} % over %{customdata[0]} queries<extra>%{fullData.name}</extra>",
+            )
+            figure.add_trace(bar, row=1, col=column)
+    figure.update_layout(
+        template=TEMPLATE, barmode="group", height=420, title="Change of P(right letter) when the QR neurons are scaled"
+    )
+    figure.update_yaxes(title_text="mean change, %", col=1)
     return figure

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute, integrated, quadrature
 from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import PathTask
+from qrnca_lens.attribution.path import PathTask, probability_of
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.editing import suppress
 from qrnca_lens.models import ModelError, sites_of, to_tokens
@@ -30,12 +30,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_engine_equals_the_plain_path(family: str, text: str, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)
     for site in sites_of(model):
-        task = PathTask(model, to_tokens(model, text), 40, site, quadrature("right", 5).with_ends())
+        task = PathTask(model, to_tokens(model, text), probability_of(40), site, quadrature("right", 5).with_ends())
         fast, slow = integrate_by_shared_prefix(task), integrate_plainly(task)
         assert relative(fast.scores, slow.scores) < 1e-4
         assert torch.allclose(fast.at_zero, slow.at_zero, rtol=1e-4)
-        assert torch.allclose(fast.at_one, torch.full_like(fast.at_one, fast.probability), rtol=1e-4)
-        assert fast.probability == pytest.approx(slow.probability, rel=1e-5)
+        assert torch.allclose(fast.at_one, torch.full_like(fast.at_one, fast.untouched), rtol=1e-4)
+        assert fast.untouched == pytest.approx(slow.untouched, rel=1e-5)
 
 
 def test_engine_equals_autograd_written_by_hand_on_hugging_face(
@@ -154,9 +154,11 @@ def test_a_failed_self_check_falls_back_and_says_so(model_of: Callable[[str], An
         return tensor
 
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", by_absolute_position)]):
-        with pytest.warns(SlowPathWarning, match="misses P"):
+        with pytest.warns(SlowPathWarning, match="does not reproduce"):
             found = attribute(model, TEXT, 40, steps=3)
-        plain = integrate_plainly(PathTask(model, to_tokens(model, TEXT), 40, "up", quadrature("right", 3).with_ends()))
+        plain = integrate_plainly(
+            PathTask(model, to_tokens(model, TEXT), probability_of(40), "up", quadrature("right", 3).with_ends())
+        )
     assert torch.equal(found.scores, plain.scores)
 
 
@@ -164,7 +166,9 @@ def test_interventions_stay_active_during_attribution(model_of: Callable[[str], 
     model = model_of("llama")
     with suppress(model, Neuron(1, 7)):
         found = attribute(model, TEXT, 40, steps=3)
-        plain = integrate_plainly(PathTask(model, to_tokens(model, TEXT), 40, "up", quadrature("right", 3).with_ends()))
+        plain = integrate_plainly(
+            PathTask(model, to_tokens(model, TEXT), probability_of(40), "up", quadrature("right", 3).with_ends())
+        )
     assert relative(found.scores, plain.scores) < 1e-4
     assert relative(found.scores, attribute(model, TEXT, 40, steps=3).scores) > 1e-3
 

@@ -34,7 +34,9 @@ def clusters() -> pd.DataFrame:
 
 @pytest.fixture
 def located() -> QRNeurons:
-    queries = pd.DataFrame({"query": list(GROUPS), "group": list(GROUPS.values()), "probability": 0.5, "gap": 0.0})
+    queries = pd.DataFrame(
+        {"query": list(GROUPS), "group": list(GROUPS.values()), "prompts": [1, 2, 1, 1, 1], "probability": 0.5, "gap": 0.0}
+    )
     return QRNeurons(clusters(), queries, CONFIG, ModelShape("by hand", 2, 3, "0"))
 
 

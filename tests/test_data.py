@@ -125,6 +125,15 @@ def test_distractors_never_equal_the_answer(answers: list[str]) -> None:
             assert len({normalise(o) for o in prompt.options}) == 4
 
 
+def test_line_breaks_inside_texts_survive(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text('id,group,question,answer,distractors\na,g,"one\ntwo",yes,no|maybe|never\n', "utf-8")
+    assert load_questions(path)[0].question == "one\ntwo"
+    query = Query("u", "g", (Prompt("line\u2028separator\u0085here", "A"),))
+    save_queries(QuerySet((query,)), tmp_path / "u.jsonl")
+    assert load_queries(tmp_path / "u.jsonl").queries == (query,)
+
+
 def test_csv_questions(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("id,group,question,answer,distractors\na,g,Why?,yes,no|maybe|never\n", "utf-8")

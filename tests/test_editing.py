@@ -8,9 +8,9 @@ import torch
 
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import enhance, scale, suppress
-from qrnca_lens.editing.effects import edit_effects, measure_baseline, random_sets
+from qrnca_lens.editing.effects import edit_effects, random_sets
 from qrnca_lens.models import to_tokens
-from qrnca_lens.models.letters import letter_probabilities
+from qrnca_lens.models.letters import answers, letter_probabilities
 from qrnca_lens.neurons import Neuron, NeuronSet
 
 TEXT = "Question: which letter is right? A. one B. two Answer:"
@@ -99,22 +99,47 @@ def test_bad_sets_and_factors(model_of: Callable[[str], Any]) -> None:
         pass
 
 
-def test_effects_are_those_of_single_prompts(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
-    model = model_of("llama")
-    baseline = measure_baseline(model, short_queries)
-    found = edit_effects(model, baseline, {"q4": CHOSEN, "q5": NeuronSet()}, 0.0).set_index("query")
-    query, other = short_queries["q4"], short_queries[found.loc["q4", "unrelated"]]
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_effects_are_those_of_single_prompts(family: str, model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model, sets = model_of(family), {"q4": CHOSEN, "q5": NeuronSet()}
+    found = edit_effects(
+        model, short_queries, {"mine": sets, "other": {"q4": NeuronSet.of((1, 1))}}, factors=(0.0, 1.0, 2.0)
+    )
+    assert len(found) == 9
+    rows = found.set_index(["method", "factor", "query"]).sort_index()
+    one = rows.loc[("mine", 0.0, "q4")]
+    query, other = short_queries["q4"], short_queries[one["unrelated"]]
     assert other.group != query.group
     with suppress(model, CHOSEN):
         p = [letter_probabilities(model, [x])[0]["ABCD".index(x.letter)].item() for x in (*query.prompts, *other.prompts)]
-    assert found.loc["q4", "p_after"] == pytest.approx(sum(p[:3]) / 3, rel=1e-4)
-    assert found.loc["q4", "p_unrelated_after"] == pytest.approx(sum(p[3:]) / 3, rel=1e-4)
-    assert found.loc["q5", "p_after"] == found.loc["q5", "p_before"]
-    same = edit_effects(model, baseline, {"q4": CHOSEN}, 1.0)
-    assert same["p_after"][0] == pytest.approx(same["p_before"][0], rel=1e-5)
-    assert same["wrong_to_right"][0] == same["right_to_wrong"][0] == 0
+    assert one["p_after"] == pytest.approx(sum(p[:3]) / 3, rel=1e-4)
+    assert one["p_unrelated_after"] == pytest.approx(sum(p[3:]) / 3, rel=1e-4)
+    for key in (("mine", 0.0, "q5"), ("mine", 1.0, "q4")):
+        assert rows.loc[key, "p_after"] == pytest.approx(rows.loc[key, "p_before"], rel=1e-4)
+        assert rows.loc[key, "wrong_to_right"] == rows.loc[key, "right_to_wrong"] == 0
+    assert rows.loc[("other", 2.0, "q4"), "unrelated"] == one["unrelated"]
+
+
+def test_flips_count_prompts(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model = model_of("llama")
+    everywhere = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(48)])
+    found = edit_effects(model, short_queries, {"all": {q.id: everywhere for q in short_queries}}, factors=(0.0,))
+    before = answers(model, short_queries)["right"]
+    with suppress(model, everywhere):
+        after = answers(model, short_queries)["right"]
+    assert found["right_before"].sum() == before.sum()
+    assert found["right_to_wrong"].sum() == (before & ~after).sum()
+    assert found["wrong_to_right"].sum() == (~before & after).sum()
+
+
+def test_effects_refuse_what_makes_no_sense(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model = model_of("llama")
     with pytest.raises(ValueError, match="at least two groups"):
-        edit_effects(model, measure_baseline(model, short_queries.for_group("g0")), {"q0": CHOSEN}, 0.0)
+        edit_effects(model, short_queries.for_group("g0"), {"m": {"q0": CHOSEN}})
+    with pytest.raises(ValueError, match="method 'm' has neurons for 'q99'"):
+        edit_effects(model, short_queries, {"m": {"q99": CHOSEN}})
+    with pytest.raises(ValueError, match=r"neuron L9\.N0 is outside the model"):
+        edit_effects(model, short_queries, {"m": {"q0": NeuronSet.of((9, 0))}})
 
 
 def test_random_sets_match_number_and_layers() -> None:

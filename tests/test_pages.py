@@ -25,7 +25,7 @@ def result(n_layers: int = 2, d_mlp: int = 10) -> QRNeurons:
         ("d", "y", 1, 3, 2.0),
     ]
     clusters = pd.DataFrame(rows, columns=["query", "group", "layer", "neuron", "attribution"]).assign(templates=1)
-    queries = pd.DataFrame({"query": list("abcd"), "group": list("xxyy"), "probability": 0.5, "gap": 0.0})
+    queries = pd.DataFrame({"query": list("abcd"), "group": list("xxyy"), "prompts": 1, "probability": 0.5, "gap": 0.0})
     return QRNeurons(clusters, queries, QRNCAConfig(), ModelShape("tiny", n_layers, d_mlp, "0"))
 
 

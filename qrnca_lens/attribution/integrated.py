@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import torch
 
 from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import PathIntegral, PathTask
+from qrnca_lens.attribution.path import Objective, PathIntegral, PathTask, probability_of
 from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
 from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
 from qrnca_lens.models.tokens import dtype_of
 
-_log = logging.getLogger(__name__)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -46,26 +44,35 @@ def attribute(
     """
     check_hooked(model)
     token = target_id(model, target)
-    task = PathTask(model, to_tokens(model, prompt), token, check_site(model, site), quadrature(rule, steps).with_ends())
-    path = _integrate(task)
+    path = integrate_objective(model, prompt, probability_of(token), steps=steps, rule=rule, site=site)
+    gap = path.scores.sum(1) - (path.untouched - path.at_zero)
+    name = target if isinstance(target, str) else model.tokenizer.decode([token])
+    return Attribution(path.scores, path.untouched, gap, prompt, name, token, check_site(model, site), rule, steps)
+
+
+def integrate_objective(
+    model: HookedModel, prompt: str, objective: Objective, *, steps: int = 16, rule: Rule = "right", site: Site | None = None
+) -> PathIntegral:
+    """`attribute` for any differentiable function of the last position's logits; scores in the objective's unit."""
+    check_hooked(model)
+    nodes = quadrature(rule, steps).with_ends()
+    path = _integrate(PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes))
     bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
     if bad:
         raise AttributionError(f"layer {bad[0]}: NaN or infinite scores for the prompt {prompt[-80:]!r}")
-    gap = path.scores.sum(1) - (path.probability - path.at_zero)
-    name = target if isinstance(target, str) else model.tokenizer.decode([token])
-    return Attribution(path.scores, path.probability, gap, prompt, name, token, task.site, rule, steps)
+    return path
 
 
 def _integrate(task: PathTask) -> PathIntegral:
     if not is_hooked_transformer(task.model):
         return integrate_plainly(task)
     path = integrate_by_shared_prefix(task)
-    tolerance = _TOLERANCE.get(dtype_of(task.model), 1e-3)
-    off = (path.at_one - path.probability).abs().max().item()
-    if off <= tolerance * path.probability + 1e-7 or not torch.isfinite(path.scores).all():
+    off = (path.at_one - path.untouched).abs().max().item()
+    size = max(abs(path.untouched), (path.at_one - path.at_zero).abs().max().item())
+    if off <= _TOLERANCE[dtype_of(task.model)] * size + 1e-7 or not torch.isfinite(path.scores).all():
         return path
     warnings.warn(
-        f"the shared-prefix engine misses P(target) of {task.model.cfg.model_name} by {off:.1e}; using the plain path",
+        f"the shared-prefix engine does not reproduce {task.model.cfg.model_name} (off by {off:.1e}); using the plain path",
         SlowPathWarning,
         stacklevel=4,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,29 +12,32 @@ from qrnca_lens.attribution.quadrature import Quadrature
 from qrnca_lens.models import HookedModel, Site
 from qrnca_lens.shapes import LayerValues, Scores, Tokens
 
+Objective = Callable[[torch.Tensor], torch.Tensor]
+"""From logits [..., token] at the last position to the number [...] that is attributed, such as P(target)."""
+
 
 @dataclass(frozen=True)
 class PathTask:
-    """Integrate dP(target)/d(site) for every layer, the layer's site at the last position scaled from 0 to 1.
+    """Integrate d objective / d site for every layer, the layer's site at the last position scaled from 0 to 1.
 
     `quadrature` holds the nodes 0 and 1 (`Quadrature.with_ends`).
     """
 
     model: HookedModel
     tokens: Tokens
-    target: int
+    objective: Objective
     site: Site
     quadrature: Quadrature
 
 
 @dataclass(frozen=True)
 class PathIntegral:
-    """The scores, and P(target) with each layer's site at 0, at 1 and left alone, in probability units, on the CPU."""
+    """The scores, and the objective with each layer's site at 0, at 1 and left alone; its unit, on the CPU."""
 
     scores: Scores
     at_zero: LayerValues
     at_one: LayerValues
-    probability: float
+    untouched: float
 
 
 @contextmanager
@@ -51,6 +54,6 @@ def gradients_for_leaves_only(model: HookedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def target_probability(logits: torch.Tensor, target: int) -> torch.Tensor:
-    """P(target) of each row of logits [..., token], the softmax taken in float32 over the whole vocabulary."""
-    return logits.float().softmax(-1)[..., target]
+def probability_of(target: int) -> Objective:
+    """P(target), the softmax taken in float32 over the whole vocabulary."""
+    return lambda logits: logits.float().softmax(-1)[..., target]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from qrnca_lens.attribution.path import PathIntegral, PathTask, gradients_for_leaves_only, target_probability
+from qrnca_lens.attribution.path import PathIntegral, PathTask, gradients_for_leaves_only
 from qrnca_lens.models import site_hook
 
 
@@ -27,14 +27,14 @@ def integrate_plainly(task: PathTask) -> PathIntegral:
 
         with gradients_for_leaves_only(model), model.hooks(fwd_hooks=[(name, put)]):
             batch = task.tokens.expand(len(scaled), -1)
-            probability = target_probability(model(batch)[:, -1], task.target)
-            (gradient,) = torch.autograd.grad(probability.sum(), scaled)
+            found = task.objective(model(batch)[:, -1])
+            (gradient,) = torch.autograd.grad(found.sum(), scaled)
         scores.append(value.float() * (weights[:, None] * gradient.float()).sum(0))
-        at_zero.append(probability[0].detach())
-        at_one.append(probability[-1].detach())
+        at_zero.append(found[0].detach())
+        at_one.append(found[-1].detach())
     return PathIntegral(
         torch.stack(scores).cpu(),
         torch.stack(at_zero).cpu(),
         torch.stack(at_one).cpu(),
-        target_probability(logits[0, -1], task.target).item(),
+        task.objective(logits[0, -1]).item(),
     )

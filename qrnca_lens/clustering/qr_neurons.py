@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,8 +39,9 @@ class QRNeurons:
     """QR neurons by query, with all that leads to them.
 
     `clusters`: a row for every neuron of every cluster (query, group, layer, neuron, attribution, templates).
-    `queries`: a row for every query (query, group, probability, gap): mean P(right letter) over its templates and the
-    largest completeness gap, both in probability units. Everything else is derived from these two tables and `config`.
+    `queries`: a row for every query (query, group, prompts, probability, gap): the number of its prompts, the mean
+    P(right letter) over them and the largest completeness gap, both in probability units.
+    Everything else is derived from these two tables and `config`.
     """
 
     clusters: pd.DataFrame
@@ -100,7 +102,7 @@ class QRNeurons:
         return _ranked(self.table).head(k)
 
     def per_query(self) -> pd.DataFrame:
-        """One row a query: query, group, probability, gap, cluster (its size), qr (number of QR neurons)."""
+        """One row a query: query, group, prompts, probability, gap, cluster (its size), qr (number of QR neurons)."""
         sizes, found = self.clusters["query"].value_counts(), self.table["query"].value_counts()
         key = self.queries["query"]
         counts = {"cluster": key.map(sizes), "qr": key.map(found)}
@@ -131,6 +133,18 @@ class QRNeurons:
             ModelShape(**header["model"]),
             header["about"],
         )
+
+    def restrict(self, queries: Iterable[str]) -> QRNeurons:
+        """The same result for some of its queries alone: ica and common neurons are those among them.
+
+        KeyError for an unknown id, ValueError for too few queries.
+        """
+        kept = set(queries)
+        unknown = kept - set(self.queries["query"])
+        if unknown:
+            raise KeyError(f"no query {min(unknown)!r} in this result")
+        tables = [table[table["query"].isin(kept)].reset_index(drop=True) for table in (self.clusters, self.queries)]
+        return QRNeurons(*tables, self.config, self.model, self.about)
 
     def __repr__(self) -> str:
         mean = len(self.table) / len(self.queries)

@@ -6,6 +6,7 @@ A reader returns everything or raises a DataError that names file, line and fiel
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -166,7 +167,7 @@ def _text(path: Path) -> str:
 
 def _jsonl_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for line, text in enumerate(_text(path).splitlines(), 1):
+    for line, text in enumerate(_text(path).split("\n"), 1):  # splitlines would also break at U+2028 inside a text
         if not text.strip():
             continue
         try:
@@ -180,7 +181,7 @@ def _jsonl_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_text(path).splitlines())
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     rows = []
     for row in reader:
         if None in row or None in row.values():

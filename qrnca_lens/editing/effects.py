@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 
-from qrnca_lens.data import LETTERS, Query, QuerySet
-from qrnca_lens.editing.interventions import scale
-from qrnca_lens.models import HookedModel
-from qrnca_lens.models.letters import letter_probabilities
+from qrnca_lens.attribution.last_token import LastToken, factors_of
+from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
+from qrnca_lens.models import HookedModel, check_hooked, option_tokens
 from qrnca_lens.neurons import NeuronSet
 
+SUPPRESS, BOOST = 0.0, 2.0
+Sets = Mapping[str, NeuronSet]
 COLUMNS = [
+    "method",
+    "factor",
     "query",
     "group",
     "neurons",
@@ -32,72 +37,89 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """The untouched model's letter probabilities: one tensor [prompt, letter] a query."""
+class _Edit:
+    """One row to run: which method's neurons of which query, and the factor."""
 
-    queries: QuerySet
-    letters: dict[str, torch.Tensor]
-
-
-def measure_baseline(model: HookedModel, queries: QuerySet) -> Baseline:
-    """P of every letter on every prompt, without any edit."""
-    found = letter_probabilities(model, [prompt for query in queries for prompt in query.prompts])
-    parts = found.split([len(query.prompts) for query in queries])
-    return Baseline(queries, {query.id: part for query, part in zip(queries, parts, strict=True)})
+    method: str
+    owner: str
+    factor: float
 
 
 def edit_effects(
-    model: HookedModel, baseline: Baseline, neurons: Mapping[str, NeuronSet], factor: float, *, seed: int = 0
+    model: HookedModel,
+    queries: QuerySet,
+    methods: Mapping[str, Sets],
+    *,
+    factors: Sequence[float] = (SUPPRESS, BOOST),
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Scale each query's own neurons by `factor`; one row a query of `neurons` with COLUMNS.
+    """Scale each query's own neurons, as each method gives them; one row a (method, factor, query) with COLUMNS.
 
-    Probabilities are means over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the
-    answer is the likeliest of the four letters). The unrelated query is drawn from another group with `seed` and the
-    query's id, so that methods meet the same ones. A query whose set is empty is left alone: nothing changes.
-    Raises ValueError if there is no other group.
+    `methods` maps a method's name to its neurons by query id. Only the last position is scaled. Probabilities are means
+    over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the answer is the likeliest of
+    the four letters). The unrelated query is drawn from another group with `seed` and the query's id, so that all methods
+    and factors meet the same one. An empty set changes nothing. Every prompt runs once for all edits that concern it.
+    Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
     """
-    queries = baseline.queries
+    check_hooked(model)
     if len(queries.groups) < 2:
         raise ValueError("unrelated queries come from other groups; give queries of at least two groups")
-    rows = []
+    known = {query.id for query in queries}
+    for method, sets in methods.items():
+        unknown = [query for query in sets if query not in known]
+        if unknown:
+            raise ValueError(f"method {method!r} has neurons for {unknown[0]!r}, which is not among the queries")
+    partner = {query.id: unrelated(query, queries, seed) for query in queries}
+    wanted: dict[str, list[_Edit]] = defaultdict(list)
+    for method, sets in methods.items():
+        for owner in sets:
+            for factor in factors:
+                for query in (owner, partner[owner]):
+                    wanted[query].append(_Edit(method, owner, factor))
+    before, after = {}, {}
     for query in queries:
-        if query.id in neurons:
-            pool = [other for other in queries if other.group != query.group]
-            other = random.Random(f"{seed}/{query.id}").choice(pool)
-            rows.append(_one_query(model, baseline, query, other, neurons[query.id], factor))
+        if wanted[query.id]:
+            edits = [(methods[e.method][e.owner], e.factor) for e in wanted[query.id]]
+            found = torch.stack([edited_letters(model, prompt, edits) for prompt in query.prompts], dim=1)
+            before[query.id] = found[0]
+            after.update({(edit, query.id): p for edit, p in zip(wanted[query.id], found[1:], strict=True)})
+    rows = []
+    for method, sets in methods.items():
+        for factor in factors:
+            for owner in sets:
+                edit, query, other = _Edit(method, owner, factor), queries[owner], queries[partner[owner]]
+                own = _compare(query, before[query.id], after[edit, query.id])
+                elsewhere = _compare(other, before[other.id], after[edit, other.id])
+                head = (method, factor, owner, query.group, len(sets[owner]), other.id, len(query.prompts))
+                rows.append((*head, *own, *elsewhere[:2]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _one_query(
-    model: HookedModel, baseline: Baseline, query: Query, other: Query, neurons: NeuronSet, factor: float
-) -> tuple[object, ...]:
-    prompts = [*query.prompts, *other.prompts]
-    before = torch.cat([baseline.letters[query.id], baseline.letters[other.id]])
-    after = before
-    if len(neurons):
-        with scale(model, neurons, factor):
-            after = letter_probabilities(model, prompts)
-    right = torch.tensor([LETTERS.index(prompt.letter) for prompt in prompts])
-    own = len(query.prompts)
-    was, now = (p.argmax(1)[:own] == right[:own] for p in (before, after))
-    p_before, p_after = (p.gather(1, right[:, None])[:, 0] for p in (before, after))
-    return (
-        query.id,
-        query.group,
-        len(neurons),
-        other.id,
-        own,
-        p_before[:own].mean().item(),
-        p_after[:own].mean().item(),
-        int(was.sum()),
-        int((~was & now).sum()),
-        int((was & ~now).sum()),
-        p_before[own:].mean().item(),
-        p_after[own:].mean().item(),
-    )
+def edited_letters(
+    model: HookedModel, prompt: Prompt, edits: Iterable[tuple[NeuronSet, float]]
+) -> Float[torch.Tensor, "row letter"]:
+    """P of each option letter: row 0 untouched, then a row an edit (neurons, factor) at the last position."""
+    last = LastToken(model, prompt.text)
+    rows = factors_of(model, [(NeuronSet(), 1.0), *edits])
+    logits = torch.cat([last.logits[None], last.scaled(rows)[1:]])
+    ids = torch.tensor(option_tokens(model.tokenizer, prompt.text).ids, device=logits.device)
+    return logits.float().softmax(-1)[:, ids].cpu()
 
 
-def random_sets(neurons: Mapping[str, NeuronSet], d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
+def unrelated(query: Query, queries: QuerySet, seed: int) -> str:
+    """The id of a query of another group, drawn with `seed` and the query's id."""
+    return random.Random(f"{seed}/{query.id}").choice([other.id for other in queries if other.group != query.group])
+
+
+def _compare(query: Query, before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, int, int, int]:
+    """p_before, p_after, right_before, wrong_to_right, right_to_wrong over a query's prompts; tensors [prompt, letter]."""
+    right = torch.tensor([LETTERS.index(prompt.letter) for prompt in query.prompts])
+    was, now = before.argmax(1) == right, after.argmax(1) == right
+    p_before, p_after = (p.gather(1, right[:, None]).mean().item() for p in (before, after))
+    return p_before, p_after, int(was.sum()), int((~was & now).sum()), int((was & ~now).sum())
+
+
+def random_sets(neurons: Sets, d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
     """For every query as many random neurons as it has, layer by layer (a control matched in number and layer)."""
     drawn = {}
     for query, chosen in neurons.items():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from qrnca_lens.models import HookedModel, check_hooked, site_hook
+from qrnca_lens.models import HookedModel, check_hooked, mlp_width, site_hook
 from qrnca_lens.neurons import Neuron, neuron_set
 
 Positions = Literal["last", "all"]
@@ -29,7 +29,7 @@ def scale(
     chosen = neuron_set(neurons)
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to scale")
-    chosen.check_inside(model.cfg.n_layers, model.cfg.d_mlp)
+    chosen.check_inside(model.cfg.n_layers, mlp_width(model))
     if not torch.isfinite(torch.tensor(float(factor))):
         raise ValueError(f"the factor must be a finite number, not {factor}")
     if positions not in ("last", "all"):

@@ -3,7 +3,7 @@
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, check_hooked, is_hooked_transformer
 from qrnca_lens.models.loading import load_model
-from qrnca_lens.models.sites import Site, check_site, site_hook, sites_of
+from qrnca_lens.models.sites import Site, check_site, mlp_width, site_hook, sites_of
 from qrnca_lens.models.tokens import OptionTokens, device_of, option_tokens, target_id, to_tokens
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "device_of",
     "is_hooked_transformer",
     "load_model",
+    "mlp_width",
     "option_tokens",
     "site_hook",
     "sites_of",

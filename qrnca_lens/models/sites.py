@@ -18,7 +18,8 @@ from qrnca_lens.models.hooked import HookedModel
 Site = Literal["up", "gate", "pre", "post"]
 _GATED = {"up": "mlp.hook_pre_linear", "gate": "mlp.hook_pre", "post": "mlp.hook_post"}
 _PLAIN = {"pre": "mlp.hook_pre", "post": "mlp.hook_post"}
-RESID_PRE, VALUES, MIXED = "hook_resid_pre", "attn.hook_v", "attn.hook_z"
+RESID_PRE, RESID_POST, MLP_OUT = "hook_resid_pre", "hook_resid_post", "hook_mlp_out"
+VALUES, MIXED = "attn.hook_v", "attn.hook_z"
 
 
 def sites_of(model: HookedModel) -> tuple[Site, ...]:
@@ -58,6 +59,11 @@ def key_hook(model: HookedModel) -> str:
 def is_gated(model: HookedModel) -> bool:
     """Whether the MLPs are gated (GLU)."""
     return bool(model.cfg.gated_mlp)
+
+
+def mlp_width(model: HookedModel) -> int:
+    """The number of neurons of each MLP, from the weights: a bridge's configuration can name another number."""
+    return model.blocks[0].mlp.W_out.shape[0]
 
 
 def _rotates(model: HookedModel) -> bool:

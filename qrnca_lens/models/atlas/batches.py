@@ -56,13 +56,13 @@ class Batches:
         self._cumulative = list(itertools.accumulate(self.frequencies()))
 
     def frequencies(self) -> list[float]:
-        """The weight of each question: 1 / rank ** exponent, ranks shuffled within the group by the seed."""
+        """The weight of each question: (rank / group size) ** -exponent, ranks shuffled within the group by the seed."""
         weights = [0.0] * len(self.questions)
         for group in dict.fromkeys(q.group for q in self.questions):
             members = [i for i, q in enumerate(self.questions) if q.group == group]
             random.Random(f"{self.recipe.seed}/frequency/{group}").shuffle(members)
             for rank, i in enumerate(members, 1):
-                weights[i] = rank**-self.recipe.frequency_exponent
+                weights[i] = (rank / len(members)) ** -self.recipe.frequency_exponent
         return weights
 
     def batch(self, phase: str, step: int) -> Batch:

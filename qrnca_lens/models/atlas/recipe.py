@@ -37,5 +37,5 @@ class Recipe:
     steps_b: int = 1000
     lr_b: float = 2e-3
     weight_decay_b: float = 0.01
-    frequency_exponent: float = 0.8  # of the Zipf-like frequency of facts within a group
+    frequency_exponent: float = 1.0  # of the Zipf-like frequency of facts within a group
     activity_penalty: float = 0.0  # on the mean |post| of the recall layers at the last token

@@ -1,0 +1,20 @@
+"""Activation: the highest activations at the last position (paper, table 4)."""
+
+from __future__ import annotations
+
+import torch
+
+from qrnca_lens.attribution.baselines.registry import Asked, register
+from qrnca_lens.models import site_hook, to_tokens
+from qrnca_lens.shapes import Scores
+
+
+@register("activation", "Activation", "paper, table 4")
+def activation(asked: Asked) -> Scores:
+    """What W_out multiplies, at the last position."""
+    names = [site_hook(asked.model, layer, "post") for layer in range(asked.model.cfg.n_layers)]
+    with torch.no_grad():
+        _, cache = asked.model.run_with_cache(
+            to_tokens(asked.model, asked.prompt.text)[None], names_filter=lambda name: name in names
+        )
+    return torch.stack([cache[name][0, -1] for name in names]).float().cpu()

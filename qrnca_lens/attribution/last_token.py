@@ -1,0 +1,83 @@
+"""The last token of a prompt run again and again, its MLP activations scaled in many ways at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from qrnca_lens.attribution.prefix import Hook, SharedPrefix
+from qrnca_lens.models import HookedModel, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.neurons import NeuronSet
+
+Factors = Mapping[int, Float[torch.Tensor, "row neuron"]]
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+class LastToken:
+    """One prompt of a hooked model; `logits` are the untouched model's after it, [token].
+
+    HookedTransformers run single tokens against the cached prefix; a bridge, or a model whose untouched row does not give
+    `logits` back, runs the whole prompt for every row.
+    """
+
+    def __init__(self, model: HookedModel, prompt: str) -> None:
+        self._model, self._tokens = model, to_tokens(model, prompt)
+        self._prefix = SharedPrefix(model, self._tokens, "post") if is_hooked_transformer(model) else None
+        if self._prefix is not None:
+            self.logits = self._prefix.logits
+        else:
+            with torch.no_grad():
+                self.logits = model(self._tokens[None])[0, -1]
+
+    def scaled(self, factors: Factors, *, batch: int = 256) -> Float[torch.Tensor, "row token"]:
+        """The logits with, in row r, the activations of layer l multiplied by `factors[l][r]` at the last position.
+
+        Layers that are not in `factors` are left alone. `batch` rows run together.
+        """
+        if not factors:
+            raise ValueError("no layer to scale; give factors for at least one")
+        rows = len(next(iter(factors.values())))
+        parts = [
+            self._batch({layer: values[start : start + batch] for layer, values in factors.items()})
+            for start in range(0, rows, batch)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _batch(self, factors: Factors) -> torch.Tensor:
+        rows = len(next(iter(factors.values())))
+        if self._prefix is not None:
+            # one untouched row more: it must give the model's own logits
+            checked = {layer: torch.cat([torch.ones_like(values[:1]), values]) for layer, values in factors.items()}
+            logits = self._prefix.forward({min(factors): rows + 1}, self._hooks(checked))
+            if (logits[0] - self.logits).abs().max() <= _TOLERANCE[logits.dtype] * self.logits.abs().max():
+                return logits[1:]
+            self._prefix = None
+        with self._model.hooks(fwd_hooks=self._hooks(factors)):
+            return self._model(self._tokens.expand(rows, -1))[:, -1]
+
+    def _hooks(self, factors: Factors) -> list[Hook]:
+        return [self._hook(layer, values) for layer, values in factors.items()]
+
+    def _hook(self, layer: int, values: torch.Tensor) -> Hook:
+        def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
+            last = post[:, -1:] * values[:, None].to(post)
+            return torch.cat([post[:, :-1], last], dim=1)
+
+        return site_hook(self._model, layer, "post"), hook
+
+
+def factors_of(model: HookedModel, edits: Sequence[tuple[NeuronSet, float]]) -> dict[int, torch.Tensor]:
+    """One row an edit: ones, and the edit's factor at the edit's neurons. ValueError for a neuron outside the model."""
+    n_layers, d_mlp = model.cfg.n_layers, mlp_width(model)
+    for neurons, _ in edits:
+        neurons.check_inside(n_layers, d_mlp)
+    touched = sorted({neuron.layer for neurons, _ in edits for neuron in neurons}) or [n_layers - 1]
+    factors = {layer: torch.ones(len(edits), d_mlp) for layer in touched}
+    for row, (neurons, factor) in enumerate(edits):
+        for layer, indices in neurons.by_layer().items():
+            factors[layer][row, indices] = factor
+    return factors

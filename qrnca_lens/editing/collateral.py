@@ -1,0 +1,65 @@
+"""What an edit does to everything else: the other queries' answers, and the loss on a neutral text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+from qrnca_lens.data import LETTERS, QuerySet
+from qrnca_lens.editing.effects import edited_letters
+from qrnca_lens.editing.interventions import scale
+from qrnca_lens.models import HookedModel, to_tokens
+from qrnca_lens.neurons import NeuronSet
+
+NEUTRAL_TEXT = (
+    "The path followed the river for a mile and then turned between two low hills. In the afternoon the wind dropped, and "
+    "the children carried their chairs out to the garden. Someone had left a book on the table; its pages moved a little. "
+    "Later they walked back along the same path, talking about what to cook for dinner."
+)
+
+
+def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, NeuronSet], factor: float) -> pd.DataFrame:
+    """One row a query of `edited`: accuracy and mean P(right letter) on the first prompt of all other queries.
+
+    Columns: query, accuracy_before, accuracy_after, p_before, p_after. Every prompt runs once for all edits.
+    """
+    owners = list(edited)
+    right, p = [], []
+    for query in queries:
+        prompt = query.prompts[0]
+        letters = edited_letters(model, prompt, [(edited[owner], factor) for owner in owners])
+        index = LETTERS.index(prompt.letter)
+        right.append(letters.argmax(1) == index)
+        p.append(letters[:, index])
+    rights, ps = torch.stack(right).double(), torch.stack(p).double()
+    ids = [query.id for query in queries]
+    rows = []
+    for row, owner in enumerate(owners, 1):
+        others = torch.tensor([query != owner for query in ids])
+        rows.append((owner, *[float(table[others, i].mean()) for table in (rights, ps) for i in (0, row)]))
+    return pd.DataFrame(rows, columns=["query", "accuracy_before", "accuracy_after", "p_before", "p_after"])
+
+
+@torch.no_grad()
+def neutral_loss(
+    model: HookedModel, edited: Mapping[str, NeuronSet], factor: float, text: str = NEUTRAL_TEXT
+) -> pd.DataFrame:
+    """One row a query of `edited`: the mean next-token loss (nats) on a neutral text, untouched and with its neurons scaled
+    at all positions: query, loss_before, loss_after."""
+    tokens = to_tokens(model, text)[None]
+    before = _loss(model, tokens)
+    rows = []
+    for query, neurons in edited.items():
+        after = before
+        if len(neurons):
+            with scale(model, neurons, factor, positions="all"):
+                after = _loss(model, tokens)
+        rows.append((query, before, after))
+    return pd.DataFrame(rows, columns=["query", "loss_before", "loss_after"])
+
+
+def _loss(model: HookedModel, tokens: torch.Tensor) -> float:
+    logits = model(tokens)[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).item()

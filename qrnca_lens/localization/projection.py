@@ -1,0 +1,81 @@
+"""The tokens a neuron promotes: its output weights read through the model's own vocabulary (paper, table 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedTokenizerBase
+
+from qrnca_lens.models import HookedModel, check_hooked
+from qrnca_lens.neurons import Neuron, neuron_set
+
+PROJECTION_COLUMNS = ["layer", "neuron", "rank", "promoted", "promoted_logit", "suppressed", "suppressed_logit"]
+_BATCH = 128
+_SPACES = "▁Ġ"
+
+
+def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: int = 10) -> pd.DataFrame:
+    """The `k` tokens that each neuron raises most and lowers most when its activation is positive (paper, table 5).
+
+    A neuron's row of W_out (d_model) is taken as a residual-stream vector and sent through the model's final norm
+    (`ln_final`) and `unembed`; what the zero vector gives there (the biases of norm and unembedding, the same for every
+    neuron) is subtracted. The norm stretches every row to one length, as if the neuron wrote alone: the scale of the
+    logits is arbitrary, and only their order and their relative size within one neuron count. A negative activation swaps
+    the two sides. Nothing between the neuron's layer and the output is followed.
+
+    Returns one row for each neuron and rank (1 the strongest): layer, neuron, rank, promoted, promoted_logit, suppressed,
+    suppressed_logit; neurons in the given order. A token's leading space shows as "▁", line breaks and other characters
+    without a shape as escapes. Ids beyond the tokenizer's vocabulary (padding of the unembedding) are left out.
+
+    Raises ValueError for an empty set, a neuron outside the model or a `k` outside 1 .. size of the vocabulary.
+    """
+    check_hooked(model)
+    chosen = neuron_set(neurons)
+    if not len(chosen):
+        raise ValueError("the neuron set is empty; there is nothing to project")
+    # the width is read from the weights: the configuration of a bridge can tell another
+    chosen.check_inside(model.cfg.n_layers, model.blocks[0].mlp.W_out.shape[0])
+    rows = torch.stack([model.blocks[neuron.layer].mlp.W_out[neuron.index] for neuron in chosen])
+    offset = _to_logits(model, torch.zeros_like(rows[:1]))
+    if not 1 <= k <= offset.shape[-1]:
+        raise ValueError(f"k must lie in 1 to {offset.shape[-1]} (the vocabulary), not {k}")
+    found = [_extremes(_to_logits(model, part) - offset, k) for part in rows.split(_BATCH)]
+    values, ids = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
+    shown: dict[int, str] = {i: _spelled(model.tokenizer, i) for row in ids for i in row}
+    made = [
+        (neuron.layer, neuron.index, r + 1, shown[row[r]], value[r], shown[row[k + r]], value[k + r])
+        for neuron, value, row in zip(chosen, values, ids, strict=True)
+        for r in range(k)
+    ]
+    return pd.DataFrame(made, columns=PROJECTION_COLUMNS)
+
+
+@torch.no_grad()
+def _to_logits(model: HookedModel, rows: Float[torch.Tensor, "row d_model"]) -> Float[torch.Tensor, "row token"]:
+    """Logits of residual-stream vectors, in float32, for the tokens that the tokenizer knows."""
+    logits = model.unembed(model.ln_final(rows[:, None]))[:, 0]
+    return logits[:, : len(model.tokenizer)].float()
+
+
+def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and ids of the `k` highest (falling) and then the `k` lowest (rising) logits of every row."""
+    high, low = logits.topk(k, dim=-1), logits.topk(k, dim=-1, largest=False)
+    return torch.cat([high.values, low.values], dim=-1), torch.cat([high.indices, low.indices], dim=-1)
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    (piece,) = tokenizer.convert_ids_to_tokens([token])
+    return visible_token(piece or f"<id {token}>", tokenizer.decode([token]))
+
+
+def visible_token(piece: str, text: str) -> str:
+    """A token's `text` with leading spaces as "▁"; `piece`, the vocabulary's own spelling, where it is no whole text."""
+    if not text or "\ufffd" in text:
+        return piece
+    bare = text.lstrip(" ")
+    # sentencepiece-style tokenizers drop the space when a text begins with it
+    spaces = max(len(text) - len(bare), len(piece) - len(piece.lstrip(_SPACES)))
+    return "▁" * spaces + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in bare)

@@ -1,0 +1,112 @@
+"""The study's files: results.json, every figure as HTML and plotly JSON, and one self-contained report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from qrnca_lens import plots, plots_localization
+from qrnca_lens.clustering import NeuronClusters, cluster_neurons
+from qrnca_lens.clustering.qr_neurons import QRNeurons
+from qrnca_lens.editing.statistics import group_changes
+from qrnca_lens.localization import concentration_test, overlap_test
+from qrnca_lens.report import Section, write_page
+from qrnca_lens.store import write_json, write_text
+from qrnca_lens.study.reproduce import Reproduction, Results
+from qrnca_lens.study.statements import statements
+from qrnca_lens.study.tables import as_json, figure2a, table3, table4, table6, table7
+
+_READING = (
+    "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 %: bootstrap "
+    "over queries for probability changes, Wilson over prompts for counts. A PCR is printed only where the change on "
+    "unrelated queries can be told from zero; elsewhere it would be a division by noise."
+)
+
+
+def write_report(study: Reproduction) -> Path:
+    """Write all files into the study's folder and return the page's path."""
+    sections = [Section("How to read this", _READING), *_tables(study)]
+    figures: dict[str, go.Figure] = {}
+    for name, result in study.results.items():
+        figures |= {f"{name}-{key}": figure for key, figure in result_figures(result).items()}
+    permutations = study.about["sample"]["permutations"]
+    tests = {name: significance(result.located, permutations) for name, result in study.results.items()}
+    for name, (overlap_frame, concentration_frame) in tests.items():
+        figures[f"{name}-significance"] = plots_localization.permutation(concentration_frame)
+        sections += [
+            Section(f"Is a region real? {name}: overlap", "Smaller than under shuffled group labels?", overlap_frame),
+            Section(f"Is a region real? {name}: concentration", "Larger than under shuffled labels?", concentration_frame),
+        ]
+    sections += [Section(key, "", figure) for key, figure in figures.items()]
+    record = as_json(study.results, study.about)
+    record["significance"] = {
+        name: {"overlap": first.to_dict("records"), "concentration": second.to_dict("records")}
+        for name, (first, second) in tests.items()
+    }
+    record |= {f"figures/{key}": f"figures/{key}.json" for key in figures}
+    folder = study.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    for key, figure in figures.items():
+        write_text(figure.to_json() or "", folder / f"{key}.json")
+        write_page(folder / f"{key}.html", key, [Section(key, "", figure)])
+    write_json(record, study.folder / "results.json")
+    return write_page(study.folder / "report.html", f"QRNCA on {study.model}: the paper's tables and figures", sections)
+
+
+def _means(edits: pd.DataFrame) -> pd.DataFrame:
+    return edits.groupby("factor").agg("mean", numeric_only=True).reset_index()
+
+
+def significance(located: QRNeurons, permutations: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The permutation tests of overlap and concentration."""
+    return overlap_test(located, permutations=permutations), concentration_test(located, permutations=permutations)
+
+
+def result_figures(result: Results) -> dict[str, go.Figure]:
+    """The paper's figures 2a, 2b, 3, 4 and 5 of one data set, and the clusters of neurons."""
+    effects = result.effects[result.effects["method"] == "qrnca"].reset_index(drop=True)
+    figures = {
+        "figure2a": plots_localization.overlap_matrix(result.located),
+        "figure2b": plots_localization.layer_distribution(result.located),
+        "figure3-4": plots.changes(group_changes(effects)),
+        "figure5": plots.heatmap(result.located),
+    }
+    clusters = neuron_clusters(result.located)
+    if clusters is not None:
+        figures["clusters"] = plots_localization.neuron_clusters(clusters)
+    return figures
+
+
+def neuron_clusters(located: QRNeurons) -> NeuronClusters | None:
+    """The clusters of neurons by query profile; None if there are too few neurons to cluster."""
+    try:
+        return cluster_neurons(located)
+    except ValueError:
+        return None
+
+
+def _tables(study: Reproduction) -> list[Section]:
+    results = study.results
+    tokens = [Section(f"Table 5: promoted tokens, {name}", "", result.tokens) for name, result in results.items()]
+    collateral = [
+        section
+        for name, result in results.items()
+        for section in (
+            Section(f"Collateral on other queries, {name}", "", _means(result.others)),
+            Section(f"Collateral on a neutral text, {name}", "", _means(result.loss)),
+        )
+    ]
+    return [
+        Section("Which statements of the paper hold here", "", statements(results)),
+        Section("Table 3: QR neurons a query", "", table3(results)),
+        Section("Table 4: probability change ratio", "", table4(results)),
+        Section("Table 4, methods beyond the paper", "On a sample of the queries.", table4(results, extended=True)),
+        *tokens,
+        Section("Table 6: edit success", "", table6(results)),
+        Section("Table 6, methods beyond the paper", "On a sample of the queries.", table6(results, extended=True)),
+        Section("Table 7: neuron-based prediction", "", table7(results)),
+        Section("Figure 2a: overlap between groups", "", figure2a(results)),
+        *collateral,
+    ]

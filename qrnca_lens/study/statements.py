@@ -1,0 +1,91 @@
+"""The paper's statements, each with the figures that decide it here; no gloss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from qrnca_lens.editing.effects import SUPPRESS
+from qrnca_lens.editing.statistics import edit_success
+from qrnca_lens.localization import overlap
+from qrnca_lens.study.reproduce import Results
+
+_RESAMPLES = 2000
+_RIVALS = {
+    "random": "QRNCA's suppression is ahead of random neurons",
+    "activation": "QRNCA's suppression is ahead of the highest activations",
+    "knowledge-neuron": "QRNCA's suppression is ahead of Knowledge Neuron*",
+    "without-ica": "ICA helps",
+    "with-common": "removing common neurons helps",
+}
+
+
+def statements(results: Mapping[str, Results]) -> pd.DataFrame:
+    """One row a (statement, data set): whether it holds here, and the measured numbers.
+
+    A comparison holds if the 95 % bootstrap interval over queries of the difference in specific effect (change of P on
+    the own query minus the change on the unrelated query, in percentage points) excludes zero on QRNCA's side; "no" if
+    it excludes zero on the other side, "not told apart" otherwise.
+    """
+    rows = [row for name, result in results.items() for row in _of(name, result)]
+    if {"domains", "languages"} <= set(results):
+        domains, languages = (_mean_overlap(results[name]) for name in ("domains", "languages"))
+        verdict, numbers = "yes" if domains > languages else "no", f"mean overlap {domains:.2f} against {languages:.2f}"
+        rows.append(("domains overlap more than languages", "both", verdict, numbers))
+    return pd.DataFrame(rows, columns=["statement", "data set", "holds here", "measured"])
+
+
+def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
+    suppressed = result.effects[result.effects["factor"] == SUPPRESS]
+    by_method = {method: part.set_index("query") for method, part in suppressed.groupby("method")}
+    ours, rows = _specific(by_method["qrnca"]), []
+    for rival, text in _RIVALS.items():
+        if rival in by_method:
+            theirs = _specific(by_method[rival]).reindex(ours.index)
+            difference = (ours - theirs).to_numpy(dtype=float)
+            low, high = _bootstrap(difference)
+            verdict = "yes" if high < 0 else "no" if low > 0 else "not told apart"
+            flips = [edit_success(by_method[key].reset_index(), boost=False) for key in ("qrnca", rival)]
+            apart = f"difference {difference.mean():.1f} [{low:.1f}, {high:.1f}]"
+            turned = f"flips {flips[0].count} against {flips[1].count} of {flips[0].of}"
+            numbers = f"specific change of P {ours.mean():.1f} against {theirs.mean():.1f} points, {apart}; {turned}"
+            rows.append((text, name, verdict, numbers))
+    common, layers = result.located.common["layer"], result.located.model.n_layers
+    share = float((common >= 3 * layers / 4).mean()) if len(common) else float("nan")
+    rows.append(
+        (
+            "common neurons sit in the top layers",
+            name,
+            "yes" if share > 0.5 else "no",
+            f"{share:.0%} of {len(common)} in the top quarter; by layer {common.value_counts().sort_index().to_dict()}",
+        )
+    )
+    tokens = result.tokens[(result.tokens["kind"] == "common") & (result.tokens["rank"] <= 3)]
+    letters = tokens["promoted"].str.strip(" ĠĊ▁␣·").isin(list("ABCD"))
+    rows.append(
+        (
+            "common neurons promote option letters",
+            name,
+            "yes" if letters.mean() > 0.5 else "no",
+            f"{letters.sum()} of the {len(tokens)} three most promoted tokens of the most common neurons are option letters",
+        )
+    )
+    return rows
+
+
+def _specific(rows: pd.DataFrame) -> pd.Series:
+    own = rows["p_after"] - rows["p_before"]
+    return 100 * (own - (rows["p_unrelated_after"] - rows["p_unrelated_before"]))
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    rows = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _mean_overlap(result: Results) -> float:
+    rates = overlap(result.located).to_numpy(dtype=float)
+    return float(np.nanmean(rates[~np.eye(len(rates), dtype=bool)]))

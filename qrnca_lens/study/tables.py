@@ -1,0 +1,161 @@
+"""The paper's tables from measured results, with the paper's number beside ours. Pure functions over frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qrnca_lens.editing.effects import BOOST, SUPPRESS
+from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
+from qrnca_lens.localization import overlap
+from qrnca_lens.methods import methods
+from qrnca_lens.study import paper
+from qrnca_lens.study.reproduce import Results
+
+_FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
+Measured = Mapping[str, Results]
+
+
+def table3(results: Measured) -> pd.DataFrame:
+    """Mean number of QR neurons a query, by group."""
+    rows = []
+    for name, found in results.items():
+        per_query = found.located.per_query()
+        for group in found.located.groups:
+            counts = per_query.loc[per_query["group"] == group, "qr"]
+            low, high = _normal_interval(counts)
+            rows.append((name, group, len(counts), float(counts.mean()), low, high, paper.TABLE3.get(group)))
+    return pd.DataFrame(rows, columns=["data set", "group", "queries", "QR neurons", "low", "high", "paper"])
+
+
+def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
+    """PCR by method, data set and direction; `extended` gives the methods that the paper does not have, on their sample."""
+    rows = []
+    for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
+        ours = f"{pcr.pcr:.1f} [{pcr.ci[0]:.1f}, {pcr.ci[1]:.1f}]" if pcr.pcr is not None and pcr.ci else _untold(pcr)
+        rows.append(
+            {
+                "method": methods()[method].name,
+                "data set": name,
+                "direction": direction,
+                "PCR": ours,
+                "own query, %": _with_interval(pcr.related, pcr.related_ci),
+                "unrelated, %": _with_interval(pcr.unrelated, pcr.unrelated_ci),
+                "own query, points": f"{pcr.points:.1f}",
+                "queries": pcr.queries,
+                "paper": _paper(paper.TABLE4, method, name, direction),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def pcr_of(results: Measured, *, extended: bool = False) -> dict[tuple[str, str, str], PCR]:
+    """PCR by (method key, data set, "boost" or "suppress")."""
+    found = {}
+    for name, result in results.items():
+        effects = result.extended if extended else result.effects
+        for method in dict.fromkeys(effects["method"]):
+            for direction, factor in _FACTORS.items():
+                rows = effects[(effects["method"] == method) & (effects["factor"] == factor)]
+                found[method, name, direction] = probability_change_ratio(rows.reset_index(drop=True))
+    return found
+
+
+def table6(results: Measured, *, extended: bool = False) -> pd.DataFrame:
+    """Edit success by method, data set and direction: the share of predictions turned, with counts and intervals."""
+    rows = []
+    for name, result in results.items():
+        effects = result.extended if extended else result.effects
+        for method in dict.fromkeys(effects["method"]):
+            for direction, factor in _FACTORS.items():
+                part = effects[(effects["method"] == method) & (effects["factor"] == factor)]
+                flips = edit_success(part, boost=direction == "boost")
+                rows.append(
+                    {
+                        "method": methods()[method].name,
+                        "data set": name,
+                        "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
+                        "flipped": f"{flips.count} / {flips.of}",
+                        "%": flips.share,
+                        "low": flips.ci[0],
+                        "high": flips.ci[1],
+                        "paper, %": _paper(paper.TABLE6, method, name, direction),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def table7(results: Measured) -> pd.DataFrame:
+    """Neuron-based prediction by group, beside the prompted model, chance and the paper."""
+    rows = []
+    for name, result in results.items():
+        for row in result.prediction.to_dict("records"):
+            prompted, neurons = paper.TABLE7.get(str(row["group"]), (None, None))
+            known = {"the prompted model": prompted, "QR neurons": neurons}
+            rows.append({"data set": name, **row, "chance": 0.25, "paper": known.get(str(row["neurons"]))})
+    return pd.DataFrame(rows)
+
+
+def figure2a(results: Measured) -> pd.DataFrame:
+    """The range of the overlap rate between two groups' sets, ours and the paper's."""
+    rows = []
+    for name, result in results.items():
+        rates = overlap(result.located)
+        apart = rates.to_numpy(dtype=float)[~np.eye(len(rates), dtype=bool)]
+        ours = (float(np.nanmin(apart)), float(np.nanmean(apart)), float(np.nanmax(apart)))
+        rows.append((name, *ours, *paper.FIGURE2A.get(name, (None, None))))
+    return pd.DataFrame(rows, columns=["data set", "lowest", "mean", "highest", "paper lowest", "paper highest"])
+
+
+def as_json(results: Measured, about: dict[str, Any]) -> dict[str, Any]:
+    """Everything as one machine-readable record: table3 to table7, figure2a to figure5, with intervals and counts."""
+    table4_json: dict[str, dict[str, dict[str, Any]]] = {}
+    for extended in (True, False):
+        for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
+            table4_json.setdefault(method, {}).setdefault(name, {})[direction] = asdict(pcr)
+    frames = {
+        "table3": table3(results),
+        "table5": _by_set(results, "tokens"),
+        "table6": pd.concat([table6(results), table6(results, extended=True)], ignore_index=True).drop_duplicates(
+            ["method", "data set", "direction"]
+        ),
+        "table7": table7(results),
+        "figure2a": figure2a(results),
+        "collateral": pd.concat([_by_set(results, "others"), _by_set(results, "loss")], ignore_index=True),
+    }
+    return {"about": about, "table4": table4_json, **{key: _records(frame) for key, frame in frames.items()}}
+
+
+def _by_set(results: Measured, name: str) -> pd.DataFrame:
+    parts = [getattr(result, name).assign(**{"data set": key}) for key, result in results.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _paper(table: Mapping[tuple[str, str], tuple[float, float]], method: str, name: str, direction: str) -> float | None:
+    known = table.get((method, name))
+    return None if known is None else known[0 if direction == "boost" else 1]
+
+
+def _untold(pcr: PCR) -> str:
+    return f"unrelated change not told from 0 (ratio at least {pcr.at_least:.1f})"
+
+
+def _with_interval(mean: float, interval: tuple[float, float]) -> str:
+    return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def _normal_interval(values: pd.Series) -> tuple[float, float]:
+    half = 1.96 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(values.mean()) - half, float(values.mean()) + half
