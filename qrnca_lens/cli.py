@@ -32,10 +32,11 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda whe
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
 
 
-def _version(shown: bool) -> None:
+def _version(shown: bool) -> bool:
     if shown:
         _console.print(f"qrnca_lens {__version__}")
         raise typer.Exit
+    return shown
 
 
 @app.callback()

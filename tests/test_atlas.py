@@ -57,8 +57,8 @@ def test_the_card_shows_where_the_facts_are(atlas: Any) -> None:
     left = card.zeroing.set_index("MLPs zeroed")["accuracy"]
     assert left["layers [1, 2] at the last token"] < 0.5 < left["layers [1, 2] at all other tokens"]
     effects = card.effects.set_index(["neurons", "factor"])
-    own = effects.loc[("QR neurons", 0.0), "% change, own query"]
-    assert (own < effects.loc[("random, same layers", 0.0), "% change, own query"]).all()
+    own, control = (effects.loc[[(name, 0.0)], "% change, own query"] for name in ("QR neurons", "random, same layers"))
+    assert own.max() < -15 < control.min()
     text = card.to_markdown()
     assert "held-out template" in text
     assert text.count("| biology |") == 1

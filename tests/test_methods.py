@@ -92,7 +92,7 @@ def test_contrastive_scores_sum_to_the_change_of_the_margin(model_of: Callable[[
 
 
 def test_scores_that_cannot_be_are_refused(model_of: Callable[[str], Any]) -> None:
-    with pytest.raises(ValueError, match="unknown scoring function 'magic'; there are random, activation"):
+    with pytest.raises(ValueError, match="unknown scoring function 'magic'; there are ablation, activation"):
         score("magic", model_of("llama"), PROMPT)
     try:
         register("own", "Own", "a user")(lambda asked: torch.ones(asked.model.cfg.n_layers, asked.model.cfg.d_mlp))

@@ -154,7 +154,7 @@ def test_fingerprints_tell_weights_apart(model_of: Callable[[str], Any], folder_
 def test_what_cannot_be_loaded_says_what_to_do(
     tmp_path: Path, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="BertForMaskedLM is not a causal"):
         load_model(folder_of("bert"))
     with pytest.raises(ModelError, match="no such folder"):

@@ -38,4 +38,3 @@ class Recipe:
     lr_b: float = 2e-3
     weight_decay_b: float = 0.01
     frequency_exponent: float = 1.0  # of the Zipf-like frequency of facts within a group
-    activity_penalty: float = 0.0  # on the mean |post| of the recall layers at the last token

@@ -99,6 +99,9 @@ class Trainer:
         self._phase("B", facts, self.recipe.steps_b)
         self.model.half().save_pretrained(self.folder)
         self.tokenizer.save_pretrained(self.folder)
+        path = self.folder / "tokenizer_config.json"
+        # the name of the class that every version of transformers knows
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=1))
         return self.model
 
     def _phase(self, phase: str, parameters: list[nn.Parameter], steps: int) -> None:
@@ -150,7 +153,6 @@ class Trainer:
                 loss = loss + recipe.attention_loss * self._attention_loss(batch)
         else:
             loss = loss + F.cross_entropy(self.scaffold.answer_logits(after_recall[rows, batch.last]), chosen)
-            loss = loss + recipe.activity_penalty * self._seen["activity"]
         return loss, (logits.argmax(-1) == wanted).float().mean().item()
 
     def _identity(self, chosen: torch.Tensor, step: int) -> torch.Tensor:
@@ -183,12 +185,11 @@ class Trainer:
             layers[0].register_forward_hook(lambda _m, _i, out: self._seen.update(gathered=self._at_last(out))),
             layers[recipe.recall_layers[-1]].register_forward_hook(lambda _m, _i, out: self._recalled(out)),
         ]
-        for i in recipe.recall_layers:
-            mlp = layers[i].mlp
-            if phase == "A":
-                hooks.append(mlp.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)))
-            else:
-                hooks.append(mlp.down_proj.register_forward_pre_hook(lambda _m, inputs: self._count(inputs[0])))
+        if phase == "A":
+            off = [
+                layers[i].mlp.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)) for i in recipe.recall_layers
+            ]
+            hooks += off
         try:
             yield
         finally:
@@ -197,9 +198,6 @@ class Trainer:
 
     def _at_last(self, out: torch.Tensor) -> torch.Tensor:
         return out[self._seen["rows"], self._seen["last"]]
-
-    def _count(self, post: torch.Tensor) -> None:
-        self._seen["activity"] = self._seen.get("activity", torch.zeros(())) + self._at_last(post).abs().mean()
 
     def _recalled(self, out: torch.Tensor) -> torch.Tensor:
         if "handed" in self._seen:
