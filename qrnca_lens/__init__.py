@@ -6,13 +6,32 @@ The public names are loaded on first use, so that importing the package costs no
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qrnca_lens._version import __version__
+
+if TYPE_CHECKING:
+    from qrnca_lens import plots
+    from qrnca_lens.attribution import Attribution, attribute
+    from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
+    from qrnca_lens.data import DataError, QuerySet, load_queries
+    from qrnca_lens.editing import enhance, scale, suppress
+    from qrnca_lens.editing.effects import edit_effects
+    from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
+    from qrnca_lens.localization.projection import promoted_tokens
+    from qrnca_lens.methods import Evidence, find_neurons
+    from qrnca_lens.models import ModelError, load_model
+    from qrnca_lens.models.letters import answers, letter_probabilities
+    from qrnca_lens.neurons import Neuron, NeuronSet
+    from qrnca_lens.pipeline import locate
+    from qrnca_lens.prediction import predict_from_neurons
+    from qrnca_lens.store import RunError
+    from qrnca_lens.study import reproduce
 
 _PUBLIC = {
     "Attribution": "qrnca_lens.attribution",
     "DataError": "qrnca_lens.data",
+    "Evidence": "qrnca_lens.methods",
     "ModelError": "qrnca_lens.models",
     "Neuron": "qrnca_lens.neurons",
     "NeuronSet": "qrnca_lens.neurons",
@@ -22,16 +41,28 @@ _PUBLIC = {
     "RunError": "qrnca_lens.store",
     "answers": "qrnca_lens.models.letters",
     "attribute": "qrnca_lens.attribution",
+    "cluster_neurons": "qrnca_lens.clustering",
+    "edit_effects": "qrnca_lens.editing.effects",
+    "edit_success": "qrnca_lens.editing.statistics",
+    "enhance": "qrnca_lens.editing",
+    "find_neurons": "qrnca_lens.methods",
     "letter_probabilities": "qrnca_lens.models.letters",
     "load_model": "qrnca_lens.models",
     "load_queries": "qrnca_lens.data",
     "locate": "qrnca_lens.pipeline",
+    "predict_from_neurons": "qrnca_lens.prediction",
+    "probability_change_ratio": "qrnca_lens.editing.statistics",
+    "promoted_tokens": "qrnca_lens.localization.projection",
+    "reproduce": "qrnca_lens.study",
+    "scale": "qrnca_lens.editing",
+    "suppress": "qrnca_lens.editing",
     "plots": "qrnca_lens.plots",
 }
 __all__ = [
     "__version__",
     "Attribution",
     "DataError",
+    "Evidence",
     "ModelError",
     "Neuron",
     "NeuronSet",
@@ -41,10 +72,21 @@ __all__ = [
     "RunError",
     "answers",
     "attribute",
+    "cluster_neurons",
+    "edit_effects",
+    "edit_success",
+    "enhance",
+    "find_neurons",
     "letter_probabilities",
     "load_model",
     "load_queries",
     "locate",
+    "predict_from_neurons",
+    "probability_change_ratio",
+    "promoted_tokens",
+    "reproduce",
+    "scale",
+    "suppress",
     "plots",
 ]
 
@@ -53,7 +95,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'qrnca_lens' has no attribute {name!r}")
     module = importlib.import_module(_PUBLIC[name])
-    value = module if module.__name__ == f"qrnca_lens.{name}" and name == "plots" else getattr(module, name)
+    value = module if name == "plots" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -151,14 +151,11 @@ def neuron_clusters(clusters: NeuronClusters) -> go.Figure:
         margin={"t": 80},
         height=max(360, min(900, 160 + 6 * len(rows))),
     )
-    figure.update_xaxes(title_text="queries, by group", type="category", **_NO_GRID, **_centred(column_runs, ""))
-    figure.update_yaxes(
-        title_text="neurons, by cluster",
-        type="category",
-        autorange="reversed",
-        **_NO_GRID,
-        **_centred(row_runs, "cluster "),
+    figure.update_xaxes(
+        {"title": {"text": "queries, by group"}, "type": "category", **_NO_GRID, **_centred(column_runs, "")}
     )
+    rows_axis = {"title": {"text": "neurons, by cluster"}, "type": "category", "autorange": "reversed"}
+    figure.update_yaxes({**rows_axis, **_NO_GRID, **_centred(row_runs, "cluster ")})
     return figure
 
 

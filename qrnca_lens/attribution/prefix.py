@@ -28,7 +28,8 @@ class SharedPrefix:
     """The prefix of one prompt in a HookedTransformer, and the logits that the untouched model gives after it."""
 
     def __init__(self, model: HookedModel, tokens: Tokens, site: Site) -> None:
-        self.model, self.tokens, self.site = model, tokens, site
+        self.model, self.tokens = model, tokens
+        self.site: Site = site
         layers = range(model.cfg.n_layers)
         names = {in_block(layer, name) for layer in layers for name in (RESID_PRE, key_hook(model), VALUES)}
         names |= {site_hook(model, layer, site) for layer in layers}

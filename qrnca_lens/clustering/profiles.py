@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,7 +99,8 @@ def hierarchical(profiles: Profiles, k: int, seed: int) -> Labels:
 
 def k_means(profiles: Profiles, k: int, seed: int) -> Labels:
     """K-means of the unit-length profiles, the best of ten starts from `seed`."""
-    return KMeans(n_clusters=k, n_init=10, random_state=seed).fit_predict(profiles)
+    settings: dict[str, Any] = {"n_clusters": k, "n_init": 10, "random_state": seed}
+    return KMeans(**settings).fit_predict(profiles)
 
 
 METHODS: dict[str, Callable[[Profiles, int, int], Labels]] = {"hierarchical": hierarchical, "k-means": k_means}

@@ -143,8 +143,14 @@ class QRNeurons:
         unknown = kept - set(self.queries["query"])
         if unknown:
             raise KeyError(f"no query {min(unknown)!r} in this result")
-        tables = [table[table["query"].isin(kept)].reset_index(drop=True) for table in (self.clusters, self.queries)]
-        return QRNeurons(*tables, self.config, self.model, self.about)
+        clusters, rows = self.clusters["query"].isin(kept), self.queries["query"].isin(kept)
+        return QRNeurons(
+            self.clusters[clusters].reset_index(drop=True),
+            self.queries[rows].reset_index(drop=True),
+            self.config,
+            self.model,
+            self.about,
+        )
 
     def __repr__(self) -> str:
         mean = len(self.table) / len(self.queries)

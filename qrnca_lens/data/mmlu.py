@@ -104,7 +104,7 @@ def _csv_questions(path: Path, group: str) -> Iterator[Question]:
                 raise DataError(
                     f"{where}: expected {len(_CSV_FIELDS)} columns ({', '.join(_CSV_FIELDS)}), found {len(cells)}"
                 )
-            row = dict(zip(_CSV_FIELDS, cells, strict=True))
+            row: dict[str, str] = dict(zip(_CSV_FIELDS, cells, strict=True))
             letter = text_field(row, "answer", where)
             if letter not in LETTERS:
                 raise DataError(f"{where}: field 'answer': expected one of {', '.join(LETTERS)}, found {letter!r}")

@@ -68,7 +68,7 @@ def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     (piece,) = tokenizer.convert_ids_to_tokens([token])
-    return visible_token(piece or f"<id {token}>", tokenizer.decode([token]))
+    return visible_token(piece or f"<id {token}>", str(tokenizer.decode([token])))
 
 
 def visible_token(piece: str, text: str) -> str:

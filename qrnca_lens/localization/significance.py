@@ -105,12 +105,12 @@ def _permuted(
     """The statistic of every group: row 0 with the true labels, the other rows with shuffled ones."""
     position = {group: i for i, group in enumerate(located.groups)}
     labels = located.queries["group"].map(position).to_numpy(dtype=int)
-    chunk = max(1, _CHUNK_ENTRIES // max(1, entries.shape[0] * len(position)))
-    found = []
+    chunk = max(1, _CHUNK_ENTRIES // max(1, len(entries.indptr) * len(position)))
+    found, rows = [], len(entries.indptr) - 1
     for dealt in _label_chunks(labels, permutations, seed, chunk):
         one_hot = (dealt[..., None] == np.arange(len(position))).astype(float)  # shuffle, query, group
         flat = one_hot.transpose(1, 0, 2).reshape(len(labels), -1)
-        found.append(statistic((entries @ flat).reshape(entries.shape[0], len(dealt), len(position))))
+        found.append(statistic((entries @ flat).reshape(rows, len(dealt), len(position))))
     return np.concatenate(found)
 
 
@@ -149,7 +149,7 @@ def _check(located: QRNeurons, permutations: int) -> None:
     if len(located.groups) < 2:
         raise ValueError(
             "a permutation test shuffles queries between groups and needs at least 2 groups; "
-            f"there is only {located.groups[0]!r}"
+            f"there are {len(located.groups)}"
         )
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, not {permutations}")
