@@ -31,7 +31,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 
 notebooks: .venv/ready
-	$(BIN)/pytest -q --nbmake --nbmake-timeout=900 notebooks
+	QRNCA_PER_GROUP=4 $(BIN)/pytest -q --nbmake --nbmake-timeout=900 notebooks
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/attribution.py

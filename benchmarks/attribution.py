@@ -9,42 +9,41 @@ from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 import threading
 import time
+from typing import Any
 
 import psutil
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qrnca_lens.attribution.engine import integrate_by_shared_prefix
 from qrnca_lens.attribution.path import PathTask, gradients_for_leaves_only, probability_of
 from qrnca_lens.attribution.quadrature import quadrature
+from qrnca_lens.models import load_model
 
 BATCH = 8
 
 
-def random_llama(layers: int) -> HookedTransformer:
-    config = HookedTransformerConfig(
-        n_layers=layers,
-        d_model=512,
-        n_ctx=1024,
-        d_head=64,
-        n_heads=8,
-        d_mlp=1376,
-        d_vocab=2000,
-        act_fn="silu",
-        gated_mlp=True,
-        normalization_type="RMS",
-        final_rms=True,
-        positional_embedding_type="rotary",
-        rotary_dim=64,
-        rotary_adjacent_pairs=False,
-        seed=0,
-        init_weights=True,
-        device="cpu",
+def random_llama(layers: int) -> Any:
+    """A random Llama, written as a Hugging Face folder and read as any other model is."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=512,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        intermediate_size=1376,
+        vocab_size=2000,
+        max_position_embeddings=1024,
     )
-    model = HookedTransformer(config).eval()
-    return model.requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).save_pretrained(folder)
+        byte_level = Tokenizer(models.BPE({"A": 0}, []))
+        PreTrainedTokenizerFast(tokenizer_object=byte_level).save_pretrained(folder)
+        return load_model(folder, device="cpu")
 
 
 def plain(task: PathTask) -> torch.Tensor:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qrnca_lens.pipeline import locate
     from qrnca_lens.prediction import predict_from_neurons
     from qrnca_lens.store import RunError
-    from qrnca_lens.study import reproduce
+    from qrnca_lens.study import reproduce, subject
 
 _PUBLIC = {
     "Attribution": "qrnca_lens.attribution",
@@ -55,6 +55,7 @@ _PUBLIC = {
     "promoted_tokens": "qrnca_lens.localization.projection",
     "reproduce": "qrnca_lens.study",
     "scale": "qrnca_lens.editing",
+    "subject": "qrnca_lens.study",
     "suppress": "qrnca_lens.editing",
     "plots": "qrnca_lens.plots",
 }
@@ -86,6 +87,7 @@ __all__ = [
     "promoted_tokens",
     "reproduce",
     "scale",
+    "subject",
     "suppress",
     "plots",
 ]

@@ -35,11 +35,15 @@ class Card:
     def to_markdown(self) -> str:
         """The tables as Markdown."""
         parts = [
-            "### Answers (fresh shuffles and distractors)",
+            "# Measured card",
+            f"Written by `qrnca card`; shuffles and distractors drawn with seed {FRESH_SEED}. Three prompts a question; an "
+            "answer is the likeliest of the four letters. Changes are means over queries of the change of P(right letter) "
+            "in %. What the model is and is not: atlas.md.",
+            "## Answers (fresh shuffles and distractors)",
             _markdown(self.accuracy),
-            "### Zeroing MLPs: share of right answers left",
+            "## Zeroing MLPs: share of right answers left",
             _markdown(self.zeroing),
-            "### Scaling each query's QR neurons",
+            "## Scaling each query's QR neurons",
             _markdown(self.effects),
             *[f"{name}: {located!r}" for name, located in self.located.items()],
         ]
@@ -58,7 +62,7 @@ def measure_card(model: HookedModel, *, per_group: int | None = None, effects_pe
     located, tables = {}, []
     for name, queries in fresh.items():
         sample = queries.sample(effects_per_group, seed=1)
-        located[name] = locate(model, sample)
+        located[name] = locate(model, sample, progress=False)
         tables.append(_effects(model, located[name], sample).assign(set=name))
     effects = pd.concat(tables, ignore_index=True)
     return Card(accuracy, _zeroing(model, everything), effects[["set", *effects.columns[:-1]]], located)

@@ -52,12 +52,11 @@ def demo(out: Out = Path("runs/demo")) -> None:
     with plain_errors():
         found = run_demo(out)
     prompt = found.query.prompts[0]
-    _console.print(
-        f"\n[bold]One question[/bold] ({found.query.id}, {found.query.group})\n{prompt.text} {prompt.letter}\n",
-        highlight=False,
-    )
+    title = f"[bold]One question, of median effect[/bold] ({found.query.id}, {found.query.group})"
+    _console.print(f"\n{title}\n{prompt.text} {prompt.letter}\n", highlight=False)
     _show(found.neurons, "Its query-relevant neurons")
-    _show(found.edits, "What they do: probabilities of the letters")
+    _show(found.edits, "Its answer when they are scaled")
+    _show(found.effect, "All questions: mean change of P(right letter), 95 % intervals")
     _show(found.counts, "QR neurons by group and layer, counted once a question")
     _console.print(f"{found.located!r}", highlight=False)
     _console.print(f"Page: {found.page.resolve()}", highlight=False, soft_wrap=True)

@@ -10,9 +10,11 @@ import pandas as pd
 
 from qrnca_lens import plots
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.selection import qrnca
 from qrnca_lens.data import LETTERS, Query, load_queries
 from qrnca_lens.editing import scale
-from qrnca_lens.editing.effects import random_sets
+from qrnca_lens.editing.effects import SUPPRESS, edit_effects, random_sets
+from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
 from qrnca_lens.localization import layer_counts
 from qrnca_lens.models import HookedModel, load_model
 from qrnca_lens.models.letters import letter_probabilities
@@ -32,30 +34,56 @@ _HOW_TO_READ = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration found: the result, one question's neurons, counts, edits of that question, and the page."""
+    """The demonstration's result: the effect over all questions, one question's neurons and edits, the page."""
 
     located: QRNeurons
+    effect: pd.DataFrame
     query: Query
     neurons: pd.DataFrame
-    counts: pd.DataFrame
     edits: pd.DataFrame
+    counts: pd.DataFrame
     page: Path
 
 
 def run_demo(out: str | os.PathLike[str]) -> Demo:
-    """Locate the QR neurons of 72 domain questions on atlas; the run goes to `out`, the page to `out`/report.html."""
+    """Locate the QR neurons of 72 domain questions on atlas; the run goes to `out`, the page to `out`/report.html.
+
+    The question that is shown is the one with the median effect, not the one with the largest.
+    """
     model = load_model("atlas")
     queries = load_queries("atlas/domains").sample(_PER_GROUP)
     located = locate(model, queries, out=out)
-    query = next(q for q in queries if len(located.for_query(q.id)))
-    edits = edit_table(model, query, located)
+    own = qrnca(located)
+    sets = {"its QR neurons": own, "random neurons, same layers": random_sets(own, located.model.d_mlp)}
+    effects = edit_effects(model, queries, sets, factors=[SUPPRESS])
+    query = queries[_median_query(effects[effects["method"] == "its QR neurons"])]
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
     neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
-    counts = layer_counts(located).rename(columns=lambda layer: f"layer {layer}").reset_index()
-    page = write_page(
-        Path(out) / "report.html", "Query-relevant neurons of atlas", _sections(located, query, neurons, counts, edits)
+    counts = layer_counts(located).rename(columns=lambda layer: f"layer {layer}").rename_axis(columns=None).reset_index()
+    found = Demo(
+        located, _summary(effects), query, neurons, edit_table(model, query, located), counts, Path(out) / "report.html"
     )
-    return Demo(located, query, neurons, counts, edits, page)
+    write_page(found.page, "Query-relevant neurons of atlas", _sections(found))
+    return found
+
+
+def _median_query(effects: pd.DataFrame) -> str:
+    change = (effects["p_after"] / effects["p_before"]).sort_values()
+    return str(effects.loc[change.index[len(change) // 2], "query"])
+
+
+def _summary(effects: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for method, part in effects.groupby("method", sort=False):
+        change, flips = probability_change_ratio(part.reset_index(drop=True)), edit_success(part, boost=False)
+        own, other = (f"{m:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]" for m, ci in _both(change))
+        rows.append((f"{method} suppressed", change.queries, own, other, f"{flips.count} of {flips.of}"))
+    names = ["edit", "questions", "own question, %", "unrelated question, %", "answers turned wrong"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _both(change: PCR) -> tuple[tuple[float, tuple[float, float]], tuple[float, tuple[float, float]]]:
+    return (change.related, change.related_ci), (change.unrelated, change.unrelated_ci)
 
 
 def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataFrame:
@@ -75,21 +103,22 @@ def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataF
     return pd.DataFrame(rows, columns=["edit", *[f"P({letter})" for letter in LETTERS]])
 
 
-def _sections(
-    located: QRNeurons, query: Query, neurons: pd.DataFrame, counts: pd.DataFrame, edits: pd.DataFrame
-) -> list[Section]:
+def _sections(demo: Demo) -> list[Section]:
+    located, query = demo.located, demo.query
+    effect = (
+        "Mean change of P(right letter) over all questions, with 95 % bootstrap intervals, and the prompts that turn wrong."
+    )
     return [
         Section("What this page shows", _HOW_TO_READ),
         Section("Where they sit", "", plots.heatmap(located)),
         Section("By layer", "", plots.layers(located)),
-        Section("Counts", "QR neurons by group and layer, counted once a question.", counts),
-        Section(f"One question: {query.id}", "", f"{query.prompts[0].text} {query.prompts[0].letter}"),
-        Section("Its QR neurons", "", neurons),
+        Section("Counts", "QR neurons by group and layer, counted once a question.", demo.counts),
+        Section("Are they really relevant?", effect, demo.effect),
+        Section(f"One question, of median effect: {query.id}", "", f"{query.prompts[0].text} {query.prompts[0].letter}"),
+        Section("Its QR neurons", "", demo.neurons),
+        Section("Its answer when they are scaled", "P of each letter, scaled at the last token.", demo.edits),
         Section(
-            "Are they really relevant?", "The letters' probabilities when these neurons are scaled at the last token.", edits
-        ),
-        Section(
-            "Common neurons", "In more than 30 % of all clusters, and so removed from every question's set.", located.common
+            "Common neurons", "In more than 30 % of all clusters, so removed from every question's set.", located.common
         ),
         Section("The run", "", repr(located)),
     ]

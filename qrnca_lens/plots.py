@@ -14,6 +14,7 @@ from qrnca_lens.localization import group_heatmap, layer_counts
 
 # grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
 INK, GRID = "#7d8590", "rgba(125,133,144,0.25)"
+SCALE = ["#9ecae1", "#4292c6", "#E69F00", "#D55E00"]  # no end of it vanishes in a white or a black page
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 _AXIS = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": INK, "ticks": "outside", "tickcolor": INK}
 TEMPLATE = go.layout.Template(
@@ -35,6 +36,8 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)
     titles = [m.group for m in maps]
+    # a few very strong cells would leave all others in one colour; the hover text has the true value
+    brightest = max(float(np.quantile(m.values[m.neurons > 0], 0.99)) if m.neurons.any() else 0.0 for m in maps)
     figure = make_subplots(
         rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.24 / rows
     )
@@ -58,7 +61,7 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
     figure.update_layout(
         template=TEMPLATE,
         title="Where the query-relevant neurons of each group sit",
-        coloraxis={"colorscale": "Viridis", "colorbar": {"title": "summed naica"}},
+        coloraxis={"colorscale": SCALE, "cmin": 0, "cmax": brightest, "colorbar": {"title": "summed naica"}},
         height=120 + rows * max(150, 14 * located.model.n_layers + 60),
     )
     figure.update_xaxes(title_text=f"neuron index (bins of {maps[0].width})", row=rows)

@@ -55,7 +55,11 @@ def _section(section: Section, figure_id: str) -> str:
     content = section.content
     if isinstance(content, go.Figure):
         shown = content.to_html(
-            full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=figure_id, config={"responsive": True}
+            full_html=False,
+            include_plotlyjs=False,
+            include_mathjax=False,
+            div_id=figure_id,
+            config={"responsive": True, "displaylogo": False},
         )
     elif isinstance(content, pd.DataFrame):
         shown = f'<div class="scroll">{content.to_html(index=False, float_format=_number, border=0)}</div>'
