@@ -37,8 +37,8 @@ class Card:
         parts = [
             "# Measured card",
             f"Written by `qrnca card`; shuffles and distractors drawn with seed {FRESH_SEED}. Three prompts a question; an "
-            "answer is the likeliest of the four letters. Changes are means over queries of the change of P(right letter) "
-            "in %. What the model is and is not: atlas.md.",
+            "answer is the likeliest of the four letters. Changes in % are those of the mean "
+            "P(right letter) over queries. What the model is and is not: atlas.md.",
             "## Answers (fresh shuffles and distractors)",
             _markdown(self.accuracy),
             "## Zeroing MLPs: share of right answers left",
@@ -121,9 +121,11 @@ def _effects(model: HookedModel, located: QRNeurons, queries: QuerySet) -> pd.Da
                 "neurons": name,
                 "factor": factor,
                 "queries": len(found),
-                "% change, own query": _change(found, "p_before", "p_after"),
-                "% change, unrelated": _change(found, "p_unrelated_before", "p_unrelated_after"),
-                f"% change, own query, where P < {UNSURE}": _change(unsure, "p_before", "p_after"),
+                "P own": _before_after(found, "p_before", "p_after"),
+                "P unrelated": _before_after(found, "p_unrelated_before", "p_unrelated_after"),
+                "% own": _change(found, "p_before", "p_after"),
+                "% unrelated": _change(found, "p_unrelated_before", "p_unrelated_after"),
+                f"% own, P < {UNSURE}": _change(unsure, "p_before", "p_after"),
                 "such queries": len(unsure),
                 "right to wrong": f"{found['right_to_wrong'].sum()} / {right}",
                 "wrong to right": f"{found['wrong_to_right'].sum()} / {asked - right}",
@@ -133,8 +135,12 @@ def _effects(model: HookedModel, located: QRNeurons, queries: QuerySet) -> pd.Da
 
 
 def _change(found: pd.DataFrame, before: str, after: str) -> float:
-    """The mean over queries of the % change of P(right letter)."""
-    return float((100 * (found[after] / found[before] - 1)).mean())
+    """The change in % of the mean P(right letter) over queries, which a query with P near 0 cannot dominate."""
+    return float(100 * (found[after].mean() / found[before].mean() - 1))
+
+
+def _before_after(found: pd.DataFrame, before: str, after: str) -> str:
+    return f"{found[before].mean():.3f} to {found[after].mean():.3f}"
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -57,7 +57,7 @@ def test_the_card_shows_where_the_facts_are(atlas: Any) -> None:
     left = card.zeroing.set_index("MLPs zeroed")["accuracy"]
     assert left["layers [1, 2] at the last token"] < 0.5 < left["layers [1, 2] at all other tokens"]
     effects = card.effects.set_index(["neurons", "factor"])
-    own, control = (effects.loc[[(name, 0.0)], "% change, own query"] for name in ("QR neurons", "random, same layers"))
+    own, control = (effects.loc[[(name, 0.0)], "% own"] for name in ("QR neurons", "random, same layers"))
     assert own.max() < -15 < control.min()
     text = card.to_markdown()
     assert "held-out template" in text
