@@ -99,7 +99,7 @@ def _probe(model: HookedModel, queries: Sequence[Query], neurons: NeuronSet, see
     activity = _activity(model, [prompt for _, prompt in prompts], neurons)
     letters = np.array([LETTERS.index(prompt.letter) for _, prompt in prompts])
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
-    folds = GroupKFold(min(_FOLDS, len(queries)), shuffle=True, random_state=seed)
+    folds = GroupKFold(min(_FOLDS, len({query.id for query in queries})), shuffle=True, random_state=seed)
     search = GridSearchCV(regression, {"logisticregression__C": list(_PENALTIES)}, cv=folds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
