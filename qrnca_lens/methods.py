@@ -57,11 +57,12 @@ def methods() -> dict[str, Method]:
 
 
 def find_neurons(key: str, evidence: Evidence) -> Sets:
-    """One method's neurons for every query of the evidence. ValueError names the methods there are."""
+    """One method's neurons for every query of `evidence.queries`. ValueError names the methods there are."""
     known = methods()
     if key not in known:
         raise ValueError(f"unknown method {key!r}; there are {', '.join(known)}")
-    return known[key].find(evidence)
+    found = known[key].find(evidence)
+    return {query.id: found[query.id] for query in evidence.queries}
 
 
 def by_score(key: str) -> Callable[[Evidence], Sets]:

@@ -154,6 +154,8 @@ def test_every_method_gives_every_query_as_many_neurons_as_qrnca(
         assert list(found) == [q.id for q in short_queries]
         if key not in ("knowledge-neuron", "without-ica", "with-common"):
             assert {q: len(n) for q, n in found.items()} == {q: len(n) for q, n in ours.items()}, key
+    part = Evidence(model, QuerySet(short_queries.queries[:2]), located)
+    assert [list(find_neurons(key, part)) for key in ("qrnca", "random-layers", "activation")] == [["q0", "q1"]] * 3
     top = attribute(model, short_queries["q0"].prompts[0].text, " A", steps=3).neurons(1)
     assert next(iter(top)) in set(find_neurons("with-common", evidence)["q0"]) | set(located.common_set)
     with pytest.raises(ValueError, match="unknown method 'magic'; there are random"):

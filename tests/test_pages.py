@@ -66,6 +66,21 @@ def test_figures_carry_their_data_and_touch_no_global() -> None:
         plots.heatmap(result(), ["z"])
 
 
+def test_changes_show_both_queries_with_their_intervals() -> None:
+    table = pd.DataFrame(
+        {
+            "factor": [0.0, 0.0, 2.0, 2.0], "group": ["x", "y"] * 2, "queries": 5, "related": [-40.0, -60.0, 5.0, 6.0],
+            "related_low": [-50.0, -70.0, 1.0, 2.0], "related_high": [-30.0, -50.0, 9.0, 9.0], "unrelated": 0.0,
+            "unrelated_low": -1.0, "unrelated_high": 1.0,
+        }
+    )  # fmt: skip
+    figure = plots.changes(table)
+    assert [list(bar.y) for bar in figure.data] == [[-40, -60], [0, 0], [5, 6], [0, 0]]
+    assert list(figure.data[0].error_y.array) == [10, 10]
+    assert list(figure.data[0].error_y.arrayminus) == [10, 10]
+    assert [note.text for note in figure.layout.annotations] == ["QR neurons x 0", "QR neurons x 2"]
+
+
 def test_a_page_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> None:
     hostile = "</script><img src=x onerror=alert(1)>"
     table = pd.DataFrame({"text": [hostile], "value": [0.123456789]})

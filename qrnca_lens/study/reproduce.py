@@ -41,7 +41,7 @@ class Subject:
 class Sample:
     """How much is measured beyond the paper's own tables, per group."""
 
-    extended: int = 10
+    extended: int = 5
     """Queries a group for the methods that the paper does not have."""
     collateral: int = 2
     """Edited queries a group whose effect on all other queries is measured."""
