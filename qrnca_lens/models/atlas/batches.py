@@ -77,8 +77,8 @@ class Batches:
         )
 
     def _example(self, rng: random.Random, phase: str) -> _Example:
-        numbers = range(len(self.questions))
-        index = rng.choices(numbers, cum_weights=self._cumulative)[0] if phase == "B" else rng.choice(numbers)
+        weights = self._cumulative if phase == "B" else None
+        (index,) = rng.choices(range(len(self.questions)), cum_weights=weights)
         item = self.questions[index]
         templates = TEMPLATES[item.language].detection if rng.random() < 0.5 else self._mixed[item.language]
         options = [item.answer, *self._pool.draw(item, rng)]
