@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import CONFIGS, ENGINE_FAMILIES, save_tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from qrnca_lens.data import Prompt
 from qrnca_lens.models import ModelError, load_model, option_tokens, site_hook, sites_of, target_id, to_tokens
@@ -34,8 +35,7 @@ def test_logits_and_tokens_equal_transformers(
     assert isinstance(model, TransformerBridge if family == "opt" else HookedTransformer)
     ids = AutoTokenizer.from_pretrained(folder_of(family))(TEXT, return_tensors="pt").input_ids
     assert torch.equal(to_tokens(model, TEXT), ids[0])
-    if isinstance(model, HookedTransformer):
-        assert torch.equal(model.to_tokens(TEXT), ids)
+    assert torch.equal(model.to_tokens(TEXT), ids)
     with torch.no_grad():
         ours, theirs = model(ids), hf(ids).logits
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
@@ -124,6 +124,20 @@ def test_letters_with_and_without_a_space(model_of: Callable[[str], Any]) -> Non
     assert spaced.id_of("B") == target_id(model_of("llama"), " B") != target_id(model_of("llama"), "B")
     with pytest.raises(ModelError, match="are not single tokens after the prompt"):
         option_tokens(tokenizer, "Answer:", letters=("A", "quite long"))
+
+
+def test_targets_are_literal_with_a_sentencepiece_style_tokenizer(model_of: Callable[[str], Any]) -> None:
+    from types import SimpleNamespace
+
+    pieces = {"<unk>": 0, "▁": 1, "A": 2, "B": 3, "C": 4, "D": 5, "▁A": 6, "▁B": 7, "▁C": 8, "▁D": 9, "▁:": 10, ":": 11}
+    inner = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(d_vocab=len(pieces)))
+    assert tokenizer.encode("B") == [7]  # why the text itself cannot tell "B" from " B"
+    assert (target_id(model, "B"), target_id(model, " B")) == (3, 7)
+    spaced = option_tokens(tokenizer, ":")
+    assert (spaced.ids, spaced.leading_space) == ((6, 7, 8, 9), True)
 
 
 def test_targets_are_checked(model_of: Callable[[str], Any]) -> None:

@@ -122,10 +122,7 @@ def _hooked_transformer(
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(HookedTransformerConfig.from_dict({**fields, "dtype": dtype, "device": "cpu"}))
     model.load_state_dict(convert_weights(hf_model, model.cfg), strict=False, assign=True)
-    model.tokenizer = tokenizer
-    # TransformerLens prepends a BOS of its own accord: its text methods must do what the tokenizer does, no more
-    begins = tokenizer.bos_token_id is not None and tokenizer.encode("A")[0] == tokenizer.bos_token_id
-    model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
+    _set_tokenizer(model, tokenizer)
     if _same_logits(model, hf_model, dtype):
         return model
     _log.warning("%s: HookedTransformer disagrees with transformers; using a TransformerBridge", config.model_type)
@@ -142,8 +139,15 @@ def _bridge(source: str, hf_model: Any, tokenizer: PreTrainedTokenizerBase, dtyp
             f"{source}: TransformerLens knows no such architecture, neither as HookedTransformer nor as bridge "
             f"({_first_line(error)})"
         ) from error
-    model.tokenizer = tokenizer
+    _set_tokenizer(model, tokenizer)
     return model
+
+
+def _set_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """TransformerLens prepends a BOS of its own accord: its text methods must do what the tokenizer does, no more."""
+    model.tokenizer = tokenizer
+    begins = tokenizer.bos_token_id is not None and tokenizer.encode("A")[0] == tokenizer.bos_token_id
+    model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
 
 
 @torch.no_grad()

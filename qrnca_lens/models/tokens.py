@@ -43,15 +43,21 @@ def target_id(model: HookedModel, target: str | int) -> int:
         if not 0 <= target < model.cfg.d_vocab:
             raise ModelError(f"token id {target} is outside the vocabulary (0 to {model.cfg.d_vocab - 1})")
         return target
+    # the vocabulary's own spelling comes first: sentencepiece-style tokenizers put a space before every text they encode,
+    # so that there "B" and " B" both encode as "▁B"
+    spellings = [f"{mark}{target[1:]}" for mark in "▁Ġ"] if target.startswith(" ") else [target]
+    for spelling in spellings:
+        found = tokenizer.convert_tokens_to_ids(spelling)
+        if isinstance(found, int) and found != tokenizer.unk_token_id:
+            return found
     ids = tokenizer.encode(target, add_special_tokens=False)
-    if len(ids) == 1 and tokenizer.decode(ids) == target:
+    if (
+        len(ids) == 1
+        and tokenizer.decode(ids) == target
+        and not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("▁")
+    ):
         return ids[0]
-    # sentencepiece-style tokenizers put a space before every text, so that "B" and " B" both encode as "▁B"
-    pieces = tokenizer.convert_tokens_to_ids([target, target.replace(" ", "▁"), target.replace(" ", "Ġ")])
-    known = [i for i in pieces if i is not None and i != tokenizer.unk_token_id]
-    if not known:
-        raise ModelError(f"the target {target!r} is not one token of this model ({len(ids)} tokens); give a token id")
-    return known[0]
+    raise ModelError(f"the target {target!r} is not one token of this model ({len(ids)} tokens); give a token id")
 
 
 @dataclass(frozen=True)
