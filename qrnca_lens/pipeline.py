@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_clust
 from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.models import HookedModel, check_hooked, check_site, mlp_width, option_tokens, to_tokens
+from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, check_site, mlp_width, option_tokens, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
 
@@ -51,14 +52,15 @@ def locate(
     check_hooked(model)
     check_site(model, config.site)
     check_enough_queries(len(queries), config.common_share)
-    letters = _check_prompts(model, queries)
+    letters, decided = _check_prompts(model, queries)
     shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
     about = {
         "config": asdict(config),
         "model": asdict(shape),
-        "queries": {"name": queries.name, "count": len(queries), "sha256": queries.fingerprint},
+        "queries": {"count": len(queries), "sha256": queries.fingerprint},
     }
-    run = _Run(Path(out) if out is not None else None, about)
+    origin = {"name": queries.name, "made": list(queries.made), "letters": decided, "versions": _versions()}
+    run = _Run(Path(out) if out is not None else None, about, origin)
     if run.finished():
         return QRNeurons.load(run.path)
     with progress_bar(progress) as bar:
@@ -69,7 +71,7 @@ def locate(
                     run.add(query, *_one_query(model, query, config, letters[query.id]))
                 bar.advance(task)
     clusters, table = run.tables(queries)
-    located = QRNeurons(clusters, table, config, shape, {"queries": about["queries"], "versions": _versions()})
+    located = QRNeurons(clusters, table, config, shape, {"queries": about["queries"], **origin})
     run.finish(located)
     return located
 
@@ -87,15 +89,20 @@ def _one_query(
     return cluster.table, sum(a.probability for a in found) / len(found), gap
 
 
-def _check_prompts(model: HookedModel, queries: QuerySet) -> dict[str, list[int]]:
-    """The right letter's token of every prompt; every prompt is looked at before anything is computed."""
+def _check_prompts(model: HookedModel, queries: QuerySet) -> tuple[dict[str, list[int]], list[dict[str, Any]]]:
+    """The right letter's token of every prompt, and which tokens stand for the letters after how many prompts.
+
+    Every prompt is looked at before anything is computed.
+    """
     letters: dict[str, list[int]] = {}
+    decided: Counter[OptionTokens] = Counter()
     for query in queries:
         for prompt in query.prompts:
             to_tokens(model, prompt.text)
-            token = option_tokens(model.tokenizer, prompt.text).id_of(prompt.letter)
-            letters.setdefault(query.id, []).append(token)
-    return letters
+            options = option_tokens(model.tokenizer, prompt.text)
+            decided[options] += 1
+            letters.setdefault(query.id, []).append(options.id_of(prompt.letter))
+    return letters, [{**asdict(options), "prompts": count} for options, count in decided.items()]
 
 
 class _Run:
@@ -104,8 +111,8 @@ class _Run:
     A query counts as done once a queries part holds it; its clusters part is written before.
     """
 
-    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
-        self._path, self._about = path, about
+    def __init__(self, path: Path | None, about: dict[str, Any], origin: dict[str, Any]) -> None:
+        self._path, self._about, self._origin = path, about, origin
         self._clusters: list[pd.DataFrame] = []
         self._queries: list[tuple[str, str, int, float, float]] = []
         self._kept: list[tuple[pd.DataFrame, pd.DataFrame]] = []
@@ -158,6 +165,7 @@ class _Run:
         if path.is_file():
             raise RunError(f"{path} is a file; give a folder for the run")
         manifest = path / "manifest.json"
+        other: dict[str, Any] = {}
         if manifest.is_file():
             other = read_json(manifest)
             changed = differences(self._about, {key: other.get(key) for key in self._about})
@@ -167,7 +175,11 @@ class _Run:
             raise RunError(f"{path} holds other files; choose an empty folder for the run")
         if not self.finished():
             (path / "parts").mkdir(parents=True, exist_ok=True)
-            write_json({**self._about, "versions": _versions()}, manifest)
+            if not manifest.is_file():
+                write_json({**self._about, **self._origin}, manifest)
+            elif other.get("versions") != self._origin["versions"]:
+                again = [*other.get("resumed_with", []), self._origin["versions"]]
+                write_json({**other, "resumed_with": again}, manifest)
             for part in sorted((path / "parts").glob("queries-*.parquet")):
                 clusters = read_table(part.with_name(part.name.replace("queries", "clusters")))
                 self._kept.append((clusters, read_table(part)))

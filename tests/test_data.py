@@ -90,6 +90,22 @@ def test_the_held_out_template_is_its_own() -> None:
     assert {p.template for q in held for p in q.prompts} == {f"{x}-held-out" for x in TEMPLATES}
 
 
+def test_the_held_out_prompt_has_an_order_of_its_own() -> None:
+    first, held = load_queries("atlas/domains", seed=4), load_queries("atlas/domains", seed=4, held_out=True)
+    same = [a.prompts[0].options == b.prompts[0].options for a, b in zip(first, held, strict=True)]
+    assert sum(same) < 552 / 10  # 1 in 24 by chance
+    assert all(set(a.prompts[0].options) == set(b.prompts[0].options) for a, b in zip(first, held, strict=True))
+
+
+def test_a_set_tells_how_it_came_by() -> None:
+    detection, _ = load_queries("atlas/domains", seed=3).sample(4, seed=1).split(0.5, seed=2)
+    assert detection.made == (
+        "multi-choice seed=3",
+        "sample per_group=4 seed=1",
+        "split detection=0.5 seed=2 detection",
+    )
+
+
 def test_filter_sample_split_and_frame() -> None:
     queries = load_queries("atlas/domains")
     assert queries.for_group("biology").groups == ("biology",)

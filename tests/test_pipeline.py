@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from qrnca_lens import pipeline
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet, save_queries
-from qrnca_lens.models import ModelError
+from qrnca_lens.models import ModelError, option_tokens
 from qrnca_lens.pipeline import locate
 from qrnca_lens.store import RunError
 
@@ -24,6 +25,7 @@ CONFIG = QRNCAConfig(steps=3)
 
 
 def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path) -> None:
+    short_queries = short_queries.sample(4, seed=7)
     found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "run", progress=False)
     plain = locate(model_of("llama"), short_queries, CONFIG, progress=False)
     again = QRNeurons.load(tmp_path / "run")
@@ -32,6 +34,12 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
     assert again.clusters.equals(plain.clusters)
     assert again.queries.equals(plain.queries)
     assert again.about["queries"]["sha256"] == short_queries.fingerprint
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["made"] == ["sample per_group=4 seed=7"]
+    (letters,) = manifest["letters"]
+    assert (letters["letters"], letters["leading_space"], letters["prompts"]) == (list("ABCD"), True, 36)
+    assert letters["ids"] == list(option_tokens(model_of("llama").tokenizer, "Answer:").ids)
+    assert manifest["versions"]["torch"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "clusters.parquet",
         "common_neurons.parquet",

@@ -65,6 +65,9 @@ def to_multi_choice(
         distractors = pool.draw(item, rng)
         templates = TEMPLATES[item.language]
         used = (templates.held_out,) if held_out else templates.detection
+        if held_out:  # an option order of its own, not that of the first detection prompt
+            rng = random.Random(f"{seed}/{item.id}/held-out")
         prompts = tuple(make_prompt(item, template, distractors, rng) for template in used)
         queries.append(Query(item.id, item.group, prompts, item.question, item.answer, item.language, item.relation))
-    return QuerySet(tuple(queries), name)
+    step = f"multi-choice seed={seed}{' held-out template' * held_out}"
+    return QuerySet(tuple(queries), name, (step,))

@@ -71,10 +71,11 @@ class Query:
 
 @dataclass(frozen=True)
 class QuerySet:
-    """An ordered collection of queries with distinct ids."""
+    """An ordered collection of queries with distinct ids. `made` tells the steps and seeds that it came by, in order."""
 
     queries: tuple[Query, ...]
     name: str = "queries"
+    made: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         twice = [key for key, count in Counter(query.id for query in self.queries).items() if count > 1]
@@ -109,7 +110,7 @@ class QuerySet:
         unknown = [group for group in groups if group not in self.groups]
         if unknown:
             raise DataError(f"{self.name}: no group {unknown[0]!r}; there are {', '.join(self.groups)}")
-        return self._where(lambda query: query.group in groups)
+        return self._where(lambda query: query.group in groups, f"groups {', '.join(groups)}")
 
     def sample(self, per_group: int, seed: int = 0) -> QuerySet:
         """At most `per_group` queries of each group, drawn with `seed`, in the set's own order."""
@@ -119,7 +120,7 @@ class QuerySet:
         for group in self.groups:
             ids = [query.id for query in self.queries if query.group == group]
             chosen.update(random.Random(f"{seed}/{group}").sample(ids, min(per_group, len(ids))))
-        return self._where(lambda query: query.id in chosen)
+        return self._where(lambda query: query.id in chosen, f"sample per_group={per_group} seed={seed}")
 
     def split(self, detection: float = 0.5, seed: int = 0) -> tuple[QuerySet, QuerySet]:
         """Disjoint detection and held-out sets; in every group the share `detection` (rounded) goes to the first."""
@@ -129,7 +130,11 @@ class QuerySet:
         for group in self.groups:
             ids = [query.id for query in self.queries if query.group == group]
             first.update(random.Random(f"{seed}/{group}").sample(ids, round(detection * len(ids))))
-        return self._where(lambda query: query.id in first), self._where(lambda query: query.id not in first)
+        step = f"split detection={detection} seed={seed}"
+        return (
+            self._where(lambda query: query.id in first, f"{step} detection"),
+            self._where(lambda query: query.id not in first, f"{step} held out"),
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt: query, group, language, template, letter, question, answer, text."""
@@ -142,8 +147,8 @@ class QuerySet:
             columns=["query", "group", "language", "template", "letter", "question", "answer", "text"],
         )
 
-    def _where(self, keep: Callable[[Query], bool]) -> QuerySet:
-        return QuerySet(tuple(query for query in self.queries if keep(query)), self.name)
+    def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
+        return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
 
 
 def check_questions(questions: Iterable[Question]) -> None:
