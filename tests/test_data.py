@@ -24,6 +24,7 @@ from qrnca_lens.data import (
 from qrnca_lens.data.query import normalise
 
 ROW = {"id": "a", "group": "g", "question": "Why?", "answer": "yes", "distractors": ["no", "maybe", "never"]}
+QUERY = {"id": "a", "group": "g", "prompts": [{"text": "Why?", "letter": "A"}]}
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -186,14 +187,23 @@ def test_the_authors_format(tmp_path: Path) -> None:
         ((ROW, "{broken"), r"line 2: not valid JSON"),
         ((ROW, "[1]"), r"line 2: expected a JSON object, found list"),
         ((), r"holds no question"),
-        (({**ROW, "language": "xx"},), r"no templates for language 'xx'; there are en"),
+        (({**ROW, "language": "xx"},), r"line 1: .*field 'language': no templates for language 'xx'; there are en"),
+        ((ROW, {k: v for k, v in ROW.items() if k != "distractors"} | {"id": "b", "group": "h"}), r"line 2: .*fewer than 4"),
+        (('{"id": "a", "id": "b"}',), r"line 1: field 'id' stands twice"),
+        ((QUERY, QUERY), r"line 2: field 'id': 'a' stands twice"),
+        (
+            ({**QUERY, "prompts": [{"text": "t", "letter": "A", "options": "abcd"}]},),
+            r"line 1: field 'options': expected a list",
+        ),
+        (({**QUERY, "prompts": [{"text": "t", "letter": "A", "style": "x"}]},), r"line 1: unknown field 'style'"),
+        (({**QUERY, "answer": 3},), r"line 1: field 'answer': expected a text, found int"),
     ],
 )
 def test_bad_rows_name_file_line_and_field(tmp_path: Path, rows: tuple[object, ...], message: str) -> None:
     path = write(tmp_path / "bad.jsonl", *rows)
     with pytest.raises(DataError, match=message) as error:
         load_queries(path)
-    assert "xx" in message or str(path) in str(error.value)
+    assert str(path) in str(error.value)
 
 
 def test_bad_files(tmp_path: Path) -> None:
@@ -213,6 +223,13 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "short.csv").write_text("id,group,question,answer\na,g,Why?\n")
     with pytest.raises(DataError, match=r"line 2: expected 4 columns"):
         load_queries(tmp_path / "short.csv")
+
+
+def test_doubles_in_the_authors_format_are_refused(tmp_path: Path) -> None:
+    entry = json.dumps({"sentences": ["x"], "obj_label": ["A"], "relation_name": "b"})
+    (tmp_path / "twice.json").write_text(f'{{"u": {entry}, "u": {entry}}}')
+    with pytest.raises(DataError, match=r"twice\.json: 'u' stands twice"):
+        load_queries(tmp_path / "twice.json")
 
 
 def test_query_sets_refuse_doubles() -> None:

@@ -9,19 +9,21 @@ import csv
 import io
 import json
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.multi_choice import to_multi_choice
+from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[1] / "_datasets", _HERE.parents[2] / "datasets")
 SHIPPED = ("atlas/domains", "atlas/languages")
 _QUESTION_FIELDS = ("id", "group", "question", "answer", "distractors", "language", "relation")
+_PROMPT_FIELDS = ("text", "letter", "template", "options")
 _QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation")
 
 
@@ -36,10 +38,22 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
         return _rendered_only(read_official(path), path, held_out)
     rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
     if rows and "prompts" in rows[0][1]:
-        queries = tuple(_query(row, f"{path}, line {line}") for line, row in rows)
-        return _rendered_only(QuerySet(queries, path.stem), path, held_out)
+        queries: dict[str, Query] = {}
+        for line, row in rows:
+            query = _query(row, f"{path}, line {line}")
+            _once(query.id, queries, f"{path}, line {line}")
+            queries[query.id] = query
+        return _rendered_only(QuerySet(tuple(queries.values()), path.stem), path, held_out)
     name = str(source) if str(source) in SHIPPED else path.stem
-    return to_multi_choice(_questions(rows, path), seed=seed, held_out=held_out, name=name)
+    questions = _questions(rows, path)
+    pool = DistractorPool(questions)
+    for (line, _), item in zip(rows, questions, strict=True):
+        try:
+            check_language(item)
+            pool.draw(item, random.Random(0))
+        except DataError as error:
+            raise DataError(f"{path}, line {line}: {error}") from None
+    return to_multi_choice(questions, seed=seed, held_out=held_out, name=name)
 
 
 def load_questions(source: str | os.PathLike[str]) -> tuple[Question, ...]:
@@ -69,9 +83,11 @@ def save_queries(queries: QuerySet, path: str | os.PathLike[str]) -> None:
 def read_official(path: Path) -> QuerySet:
     """The authors' format: {uuid: {"sentences": [prompts], "obj_label": [letters], "relation_name": group}}."""
     try:
-        data = json.loads(_text(path))
+        data = json.loads(_text(path), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except _TwiceError as error:
+        raise DataError(f"{path}: {error}; ids and fields must be distinct") from None
     if not isinstance(data, dict) or not data:
         raise DataError(f"{path}: expected a JSON object of queries by id, as in the authors' files")
     queries = []
@@ -100,8 +116,7 @@ def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Ques
         where = f"{path}, line {line}"
         _known_fields(row, _QUESTION_FIELDS, where)
         texts = {key: _field(row, key, where) for key in ("id", "group", "question", "answer")}
-        if texts["id"] in questions:
-            raise DataError(f"{where}: field 'id': {texts['id']!r} stands twice; ids must be distinct")
+        _once(texts["id"], questions, where)
         extra = {key: _field(row, key, where) for key in ("language", "relation") if row.get(key)}
         item = Question(**texts, distractors=_texts(row, "distractors", where) if row.get("distractors") else (), **extra)
         try:
@@ -120,16 +135,36 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
     if not isinstance(prompts, list) or not all(isinstance(p, dict) for p in prompts):
         raise DataError(f"{where}: field 'prompts': expected a list of objects with 'text' and 'letter'")
     try:
-        made = tuple(
-            Prompt(
-                _field(p, "text", where), _field(p, "letter", where), str(p.get("template", "")), tuple(p.get("options", ()))
-            )
-            for p in prompts
-        )
-        plain = {key: str(row[key]) for key in ("question", "answer", "language", "relation") if row.get(key)}
+        made = tuple(_prompt(prompt, where) for prompt in prompts)
+        plain = {key: _field(row, key, where) for key in ("question", "answer", "language", "relation") if row.get(key)}
         return Query(_field(row, "id", where), _field(row, "group", where), made, **plain)
     except DataError as error:
         raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    _known_fields(row, _PROMPT_FIELDS, where)
+    template = _field(row, "template", where) if row.get("template") else ""
+    options = _texts(row, "options", where) if row.get("options") else ()
+    return Prompt(_field(row, "text", where), _field(row, "letter", where), template, options)
+
+
+class _TwiceError(ValueError):
+    """A key that stands twice in one JSON object, of which `json` would silently keep the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise _TwiceError(f"{key!r} stands twice")
+        made[key] = value
+    return made
+
+
+def _once(key: str, known: Mapping[str, Any], where: str) -> None:
+    if key in known:
+        raise DataError(f"{where}: field 'id': {key!r} stands twice; ids must be distinct")
 
 
 def _known_fields(row: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -171,9 +206,11 @@ def _jsonl_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {line}: not valid JSON ({error.msg}); expected one object a line") from None
+        except _TwiceError as error:
+            raise DataError(f"{path}, line {line}: field {error}; fields must be distinct") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {line}: expected a JSON object, found {type(row).__name__}")
         rows.append((line, row))

@@ -45,6 +45,15 @@ def make_prompt(question: Question, template: Template, distractors: Sequence[st
     return Prompt(template.render(question.question, tuple(options)), letter, template.key, tuple(options))
 
 
+def check_language(question: Question) -> None:
+    """DataError for a language that has no templates."""
+    if question.language not in TEMPLATES:
+        raise DataError(
+            f"question {question.id!r}: field 'language': no templates for language {question.language!r}; "
+            f"there are {', '.join(TEMPLATES)}"
+        )
+
+
 def to_multi_choice(
     questions: Sequence[Question], *, seed: int = 0, held_out: bool = False, name: str = "queries"
 ) -> QuerySet:
@@ -57,10 +66,7 @@ def to_multi_choice(
     pool = DistractorPool(questions)
     queries = []
     for item in questions:
-        if item.language not in TEMPLATES:
-            raise DataError(
-                f"question {item.id!r}: no templates for language {item.language!r}; there are {', '.join(TEMPLATES)}"
-            )
+        check_language(item)
         rng = random.Random(f"{seed}/{item.id}")
         distractors = pool.draw(item, rng)
         templates = TEMPLATES[item.language]
