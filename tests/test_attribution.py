@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from qrnca_lens.attribution.engine import integrate_by_shared_prefix
 from qrnca_lens.attribution.path import PathTask, probability_of
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.editing import suppress
-from qrnca_lens.models import ModelError, sites_of, to_tokens
+from qrnca_lens.models import ModelError, load_model, sites_of, to_tokens
 from qrnca_lens.neurons import Neuron
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
@@ -162,6 +163,24 @@ def test_a_failed_self_check_falls_back_and_says_so(model_of: Callable[[str], An
     assert torch.equal(found.scores, plain.scores)
 
 
+def test_bfloat16_scores_agree_with_the_plain_path_and_float16_is_refused(folder_of: Callable[[str], Path]) -> None:
+    model = load_model(folder_of("llama"), device="cpu", dtype=torch.bfloat16)
+    task = PathTask(model, to_tokens(model, TEXT), probability_of(40), "up", quadrature("right", 4).with_ends())
+    assert relative(integrate_by_shared_prefix(task).scores, integrate_plainly(task).scores) < 0.1
+    with pytest.raises(ModelError, match="gradients underflow in float16"):
+        attribute(model.to(torch.float16), TEXT, 40)
+
+
+def test_a_site_that_does_not_take_is_an_error(model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(task: PathTask) -> Any:
+        path = integrate_plainly(task)
+        return replace(path, at_one=path.at_one + 0.5)
+
+    monkeypatch.setattr(integrated, "integrate_plainly", broken)
+    with pytest.raises(AttributionError, match="cannot be scaled: putting its own values back changes the output"):
+        attribute(model_of("opt"), TEXT, 40, steps=2)
+
+
 def test_interventions_stay_active_during_attribution(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     with suppress(model, Neuron(1, 7)):
@@ -174,8 +193,6 @@ def test_interventions_stay_active_during_attribution(model_of: Callable[[str], 
 
 
 def test_scores_that_are_no_numbers_are_an_error(model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     def broken(task: PathTask) -> Any:
         path = integrate_plainly(task)
         scores = path.scores.clone()

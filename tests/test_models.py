@@ -53,8 +53,17 @@ def test_a_bridge_gives_the_same_logits(
     assert sites_of(bridge) == sites_of(model_of(family))
 
 
+def test_windows_are_those_of_each_layer(model_of: Callable[[str], Any]) -> None:
+    assert model_of("qwen2-window").cfg.attn_types == ["global", "local", "local"]
+    assert model_of("mistral-window").cfg.attn_types == ["local"] * 3
+    assert not model_of("qwen2").cfg.use_local_attn
+
+
 def _mlp_modules(hf: Any, family: str, layer: int) -> dict[str, tuple[Any, str]]:
     """For each site the Hugging Face module that has it, as its output ("out") or its input ("in")."""
+    if family == "opt":
+        block = hf.model.decoder.layers[layer]
+        return {"pre": (block.fc1, "out"), "post": (block.fc2, "in")}
     if family == "gpt2":
         mlp = hf.transformer.h[layer].mlp
         return {"pre": (mlp.c_fc, "out"), "post": (mlp.c_proj, "in")}
@@ -65,11 +74,13 @@ def _mlp_modules(hf: Any, family: str, layer: int) -> dict[str, tuple[Any, str]]
     return {"up": (mlp.up_proj, "out"), "gate": (mlp.gate_proj, "out"), "post": (mlp.down_proj, "in")}
 
 
-@pytest.mark.parametrize("family", ENGINE_FAMILIES)
+@pytest.mark.parametrize("family", [*ENGINE_FAMILIES, "opt", "llama bridge"])
 def test_sites_are_the_right_tensors_by_value(
-    family: str, model_of: Callable[[str], Any], hf_of: Callable[[str], Any]
+    family: str, model_of: Callable[[str], Any], hf_of: Callable[[str], Any], folder_of: Callable[[str], Path]
 ) -> None:
-    model, hf, layer = model_of(family), hf_of(family), 1
+    bridged, family = family.endswith(" bridge"), family.removesuffix(" bridge")
+    model = TransformerBridge.boot_transformers(str(folder_of(family)), device="cpu") if bridged else model_of(family)
+    hf, layer = hf_of(family), 1
     modules, seen = _mlp_modules(hf, family, layer), {}
     assert set(modules) == set(sites_of(model))
     for site, (module, side) in modules.items():

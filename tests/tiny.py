@@ -42,6 +42,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**_GATED, num_key_value_heads=2, sliding_window=None),
     "mistral-window": MistralConfig(**_GATED, num_key_value_heads=2, sliding_window=16),
     "qwen2": Qwen2Config(**_GATED, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen2-window": Qwen2Config(
+        **_GATED, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1
+    ),
     "qwen3": Qwen3Config(**_GATED, num_key_value_heads=2, head_dim=8),
     "gemma": GemmaConfig(**_GATED, num_key_value_heads=1, head_dim=16),
     "gpt2": GPT2Config(n_embd=32, n_layer=3, n_head=4, n_inner=80, vocab_size=320, n_positions=128),
@@ -57,7 +60,18 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
     "bert": BertConfig(**_GATED, type_vocab_size=2),
 }
-ENGINE_FAMILIES = ("llama", "llama3", "mistral", "mistral-window", "qwen2", "qwen3", "gemma", "gpt2", "gpt-neox")
+ENGINE_FAMILIES = (
+    "llama",
+    "llama3",
+    "mistral",
+    "mistral-window",
+    "qwen2",
+    "qwen2-window",
+    "qwen3",
+    "gemma",
+    "gpt2",
+    "gpt-neox",
+)
 
 
 def tiny_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
@@ -87,5 +101,5 @@ def save_tiny(family: str, folder: Path) -> Path:
         else:
             torch.nn.init.normal_(weight, std=0.1)
     model.save_pretrained(folder)
-    tiny_tokenizer(bos=family not in ("gpt2", "gpt-neox", "qwen2", "qwen3")).save_pretrained(folder)
+    tiny_tokenizer(bos=family not in ("gpt2", "gpt-neox", "opt") and "qwen" not in family).save_pretrained(folder)
     return folder

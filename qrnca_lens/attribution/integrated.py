@@ -7,14 +7,11 @@ import warnings
 import torch
 
 from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import Objective, PathIntegral, PathTask, probability_of
+from qrnca_lens.attribution.path import Objective, PathIntegral, PathTask, probability_of, tolerance_of
 from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
 from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
-from qrnca_lens.models.tokens import dtype_of
-
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class AttributionError(RuntimeError):
@@ -37,10 +34,11 @@ def attribute(
     """Score every MLP neuron for `target` (a token string taken literally, or a token id) after `prompt`.
 
     `rule`: "right" (the paper), "endpoints" (the authors' code) or "gauss-legendre". `site`: see `models.sites`; None is
-    the paper's choice for the model. Hooks that the model already carries stay active. The shared-prefix engine is used
-    where its own check holds (each layer scaled by 1 must give the model's own probability), else the plain path with a
-    SlowPathWarning. Raises ModelError for a target that is not one token, a site that the model lacks or a prompt that
-    does not fit; ValueError for a rule or number of steps that is none; AttributionError for NaN or infinite scores.
+    the paper's choice for the model. Hooks that the model already carries stay active. HookedTransformers run through the
+    shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own probability), else on
+    the plain path with a SlowPathWarning; bridges always take the plain path. Raises ModelError for a target that is not
+    one token, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule or number
+    of steps that is none; AttributionError for NaN or infinite scores.
     """
     check_hooked(model)
     token = target_id(model, target)
@@ -64,16 +62,27 @@ def integrate_objective(
 
 
 def _integrate(task: PathTask) -> PathIntegral:
-    if not is_hooked_transformer(task.model):
-        return integrate_plainly(task)
-    path = integrate_by_shared_prefix(task)
+    tolerance = tolerance_of(task.model)
+    if is_hooked_transformer(task.model):
+        path = integrate_by_shared_prefix(task)
+        if _reproduces(path, tolerance) or not torch.isfinite(path.scores).all():
+            return path
+        warnings.warn(
+            f"the shared-prefix engine does not reproduce {task.model.cfg.model_name}; using the plain path",
+            SlowPathWarning,
+            stacklevel=4,
+        )
+    path = integrate_plainly(task)
+    if torch.isfinite(path.scores).all() and not _reproduces(path, tolerance):
+        raise AttributionError(
+            f"site {task.site!r} of {task.model.cfg.model_name} cannot be scaled: "
+            "putting its own values back changes the output"
+        )
+    return path
+
+
+def _reproduces(path: PathIntegral, tolerance: float) -> bool:
+    """Whether every layer scaled by 1 gives the untouched model's value."""
     off = (path.at_one - path.untouched).abs().max().item()
     size = max(abs(path.untouched), (path.at_one - path.at_zero).abs().max().item())
-    if off <= _TOLERANCE[dtype_of(task.model)] * size + 1e-7 or not torch.isfinite(path.scores).all():
-        return path
-    warnings.warn(
-        f"the shared-prefix engine does not reproduce {task.model.cfg.model_name} (off by {off:.1e}); using the plain path",
-        SlowPathWarning,
-        stacklevel=4,
-    )
-    return integrate_plainly(task)
+    return off <= tolerance * size + 1e-7

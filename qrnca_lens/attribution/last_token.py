@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from qrnca_lens.attribution.path import tolerance_of
 from qrnca_lens.attribution.prefix import Hook, SharedPrefix
 from qrnca_lens.models import HookedModel, is_hooked_transformer, mlp_width, site_hook, to_tokens
 from qrnca_lens.neurons import NeuronSet
 
 Factors = Mapping[int, Float[torch.Tensor, "row neuron"]]
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class LastToken:
@@ -53,7 +53,7 @@ class LastToken:
             # one untouched row more: it must give the model's own logits
             checked = {layer: torch.cat([torch.ones_like(values[:1]), values]) for layer, values in factors.items()}
             logits = self._prefix.forward({min(factors): rows + 1}, self._hooks(checked))
-            if (logits[0] - self.logits).abs().max() <= _TOLERANCE[logits.dtype] * self.logits.abs().max():
+            if (logits[0] - self.logits).abs().max() <= tolerance_of(self._model) * self.logits.abs().max():
                 return logits[1:]
             self._prefix = None
         with self._model.hooks(fwd_hooks=self._hooks(factors)):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from qrnca_lens.attribution.quadrature import Quadrature
-from qrnca_lens.models import HookedModel, Site
+from qrnca_lens.models import HookedModel, ModelError, Site
+from qrnca_lens.models.tokens import dtype_of
 from qrnca_lens.shapes import LayerValues, Scores, Tokens
 
 Objective = Callable[[torch.Tensor], torch.Tensor]
@@ -52,6 +53,17 @@ def gradients_for_leaves_only(model: HookedModel) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+def tolerance_of(model: HookedModel) -> float:
+    """How far, relatively, a rerun may miss the model's own numbers. ModelError for a dtype too coarse for gradients."""
+    dtype = dtype_of(model)
+    if dtype not in _TOLERANCE:
+        raise ModelError(f"the model is in {dtype}; load it in float32 or bfloat16, gradients underflow in float16")
+    return _TOLERANCE[dtype]
 
 
 def probability_of(target: int) -> Objective:

@@ -64,11 +64,9 @@ def _gated(config: PretrainedConfig) -> Fields | None:
         return None
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     grouped = config.num_key_value_heads != config.num_attention_heads
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    local = {"use_local_attn": True, "window_size": window, "attn_types": ["local"] * config.num_hidden_layers}
     return (
         rotary
-        | (local if window else {})
+        | _windows(config)
         | {
             "d_model": config.hidden_size,
             "d_head": d_head,
@@ -86,6 +84,16 @@ def _gated(config: PretrainedConfig) -> Fields | None:
             "gated_mlp": True,
         }
     )
+
+
+def _windows(config: PretrainedConfig) -> Fields:
+    """The sliding window, for the layers that have one."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    if not window or "sliding_attention" not in kinds:
+        return {}
+    types = ["local" if kind == "sliding_attention" else "global" for kind in kinds]
+    return {"use_local_attn": True, "window_size": window, "attn_types": types}
 
 
 def _always_grouped(config: PretrainedConfig) -> Fields | None:

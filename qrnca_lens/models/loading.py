@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -131,21 +132,23 @@ def _hooked_transformer(
 
 def _bridge(source: str, hf_model: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> HookedModel:
     try:
-        model = TransformerBridge.boot_transformers(
-            source, hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device="cpu"
-        )
+        # a copy, because the bridge gives the tokenizer that it gets a BOS of its own
+        copied = copy.deepcopy(tokenizer)
+        model = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=copied, dtype=dtype, device="cpu")
     except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{source}: TransformerLens knows no such architecture, neither as HookedTransformer nor as bridge "
             f"({_first_line(error)})"
         ) from error
     _set_tokenizer(model, tokenizer)
+    model.cfg.d_vocab = hf_model.config.vocab_size  # the bridge takes the tokenizer's number, which can be smaller
     return model
 
 
 def _set_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """TransformerLens prepends a BOS of its own accord: its text methods must do what the tokenizer does, no more."""
-    model.tokenizer = tokenizer
+    # a bridge's public setter would give the tokenizer a BOS again, so its field is set
+    setattr(model, "_tokenizer" if isinstance(model, TransformerBridge) else "tokenizer", tokenizer)
     begins = tokenizer.bos_token_id is not None and tokenizer.encode("A")[0] == tokenizer.bos_token_id
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
 
