@@ -15,6 +15,7 @@ setup: .venv/ready
 	touch $@
 
 demo: .venv/ready
+	rm -rf $(RUN)
 	$(BIN)/qrnca demo --out $(RUN)
 
 test: .venv/ready

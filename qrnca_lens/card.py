@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from qrnca_lens.data import QuerySet, load_queries
 from qrnca_lens.data.files import SHIPPED
 from qrnca_lens.editing.effects import edit_effects, random_sets
 from qrnca_lens.models import HookedModel, site_hook
-from qrnca_lens.models.atlas.recipe import Recipe
 from qrnca_lens.models.letters import answers
 from qrnca_lens.pipeline import locate
 
@@ -50,8 +49,19 @@ class Card:
         return "\n\n".join(parts) + "\n"
 
 
-def measure_card(model: HookedModel, *, per_group: int | None = None, effects_per_group: int = 25) -> Card:
-    """Measure the shipped questions with a seed of their own. `per_group` limits the questions, for a quick look."""
+def measure_card(
+    model: HookedModel,
+    *,
+    recall_layers: Sequence[int] | None = None,
+    per_group: int | None = None,
+    effects_per_group: int = 25,
+) -> Card:
+    """Measure the shipped questions with a seed of their own. `per_group` limits the questions, for a quick look.
+
+    The zeroing table takes the layers one by one, and `recall_layers` together (None: all layers; for the shipped model,
+    those of its recipe, into which its facts were trained).
+    """
+    recall = list(range(model.cfg.n_layers) if recall_layers is None else recall_layers)
     fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
     held = {name: load_queries(name, seed=FRESH_SEED, held_out=True) for name in SHIPPED}
     if per_group is not None:
@@ -65,7 +75,7 @@ def measure_card(model: HookedModel, *, per_group: int | None = None, effects_pe
         located[name] = locate(model, sample, progress=False)
         tables.append(_effects(model, located[name], sample).assign(set=name))
     effects = pd.concat(tables, ignore_index=True)
-    return Card(accuracy, _zeroing(model, everything), effects[["set", *effects.columns[:-1]]], located)
+    return Card(accuracy, _zeroing(model, everything, recall), effects[["set", *effects.columns[:-1]]], located)
 
 
 def _accuracy(model: HookedModel, fresh: QuerySet, held: QuerySet) -> pd.DataFrame:
@@ -77,30 +87,33 @@ def _accuracy(model: HookedModel, fresh: QuerySet, held: QuerySet) -> pd.DataFra
     return counts.to_frame().join(parts).rename_axis("group").reset_index()
 
 
-def _zeroing(model: HookedModel, queries: QuerySet) -> pd.DataFrame:
-    recall = list(Recipe().recall_layers)
-    cases = [("nothing", [], _last), (f"layers {recall} at the last token", recall, _last)]
-    cases.append((f"layers {recall} at all other tokens", recall, _others))
+def _zeroing(model: HookedModel, queries: QuerySet, recall: list[int]) -> pd.DataFrame:
+    cases = [("nothing", [], at_last), (f"layers {recall} at the last token", recall, at_last)]
+    cases.append((f"layers {recall} at all other tokens", recall, at_others))
     for layer in range(model.cfg.n_layers):
-        cases.append((f"layer {layer} at the last token", [layer], _last))
+        cases.append((f"layer {layer} at the last token", [layer], at_last))
     rows = []
     for name, layers, where in cases:
-        with _zeroed(model, layers, where):
+        with zeroed(model, layers, where):
             found = answers(model, queries)
         rows.append((name, found["right"].mean(), found["probability"].mean()))
     return pd.DataFrame(rows, columns=["MLPs zeroed", "accuracy", "P(letter)"])
 
 
-def _last(post: torch.Tensor) -> torch.Tensor:
+def at_last(post: torch.Tensor) -> torch.Tensor:
+    """[batch, position, neuron] with zeros at the last position."""
     return torch.cat([post[:, :-1], torch.zeros_like(post[:, -1:])], dim=1)
 
 
-def _others(post: torch.Tensor) -> torch.Tensor:
+def at_others(post: torch.Tensor) -> torch.Tensor:
+    """[batch, position, neuron] with zeros at all positions but the last."""
     return torch.cat([torch.zeros_like(post[:, :-1]), post[:, -1:]], dim=1)
 
 
 @contextmanager
-def _zeroed(model: HookedModel, layers: list[int], where: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def zeroed(model: HookedModel, layers: list[int], where: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The MLP activations of `layers` zeroed where `where` says, while the block runs."""
+
     def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
         return where(post)
 

@@ -67,7 +67,7 @@ def locate(
     out: Out,
     queries: Annotated[str, typer.Option(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
     model: Model = "atlas",
-    per_group: Annotated[int | None, typer.Option(help="at most this many queries of each group")] = None,
+    per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
     steps: Annotated[int, typer.Option(help="m, nodes of the integral")] = 16,
     rule: Annotated[str, typer.Option(help="right, endpoints or gauss-legendre")] = "right",
     site: Annotated[str | None, typer.Option(help="up, gate, pre or post; default: the paper's for the model")] = None,
@@ -117,16 +117,20 @@ def attribute(
 def card(
     model: Annotated[str, typer.Argument(help="'atlas' or a model folder")] = "atlas",
     out: Annotated[Path | None, typer.Option(help="a Markdown file to write as well")] = None,
-    per_group: Annotated[int | None, typer.Option(help="fewer questions a group, for a quick look")] = None,
+    per_group: Annotated[int | None, typer.Option(min=1, help="fewer questions a group, for a quick look")] = None,
     device: Device = None,
 ) -> None:
     """Measure what a model answers, where its facts are and what its QR neurons do."""
     from qrnca_lens.card import measure_card
     from qrnca_lens.models import load_model
+    from qrnca_lens.models.atlas.recipe import Recipe
     from qrnca_lens.store import write_text
 
+    recall = Recipe().recall_layers if model == "atlas" else None
     with plain_errors():
-        text = measure_card(load_model(model, device=device), per_group=per_group).to_markdown()
+        if out and not out.parent.is_dir():
+            raise FileNotFoundError(f"{out.parent}: no such folder for {out.name}")
+        text = measure_card(load_model(model, device=device), recall_layers=recall, per_group=per_group).to_markdown()
     _console.print(text, highlight=False, markup=False, soft_wrap=True)
     if out:
         write_text(text, out)
@@ -137,7 +141,7 @@ def reproduce(
     out: Out,
     model: Model = "atlas",
     queries: Annotated[str, typer.Option(help="comma-separated: domains, languages, or files")] = "domains,languages",
-    per_group: Annotated[int | None, typer.Option(help="at most this many queries of each group")] = None,
+    per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
     seed: int = 0,
     device: Device = None,
 ) -> None:

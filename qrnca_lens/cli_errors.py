@@ -15,7 +15,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. The same command goes on from here.")
+        Console(stderr=True).print("Interrupted. A command with a run folder goes on from here when it is given again.")
         raise typer.Exit(130) from None
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         from qrnca_lens.store import RunError  # it loads pandas

@@ -50,6 +50,11 @@ def test_the_shipped_sets_have_the_promised_counts() -> None:
         assert len({normalise(q.question) for q in domains if q.group == group}) == len(answers)
 
 
+def test_no_answer_stands_twice_in_a_relation_of_a_language() -> None:
+    keys = [(q.language, q.relation, normalise(q.answer)) for q in load_questions("atlas/languages")]
+    assert len(set(keys)) == len(keys)
+
+
 def test_every_language_asks_the_same_hundred_facts() -> None:
     facts: dict[str, set[str]] = {}
     for q in load_questions("atlas/languages"):

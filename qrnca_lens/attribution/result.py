@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 
 import pandas as pd
@@ -56,4 +57,4 @@ class Attribution:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self!r}</pre>".replace("<s>", "&lt;s&gt;") + self.top(10).to_html(index=False)
+        return f"<pre>{html.escape(repr(self))}</pre>" + self.top(10).to_html(index=False)
