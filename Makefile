@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test check format notebooks bench card docs clean
+.PHONY: setup demo test test-browser check format notebooks bench card docs clean
 
 setup: .venv/ready
 
@@ -20,6 +21,12 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest -q
+
+# the pages in a headless browser; Debian's package is installed where there is none
+test-browser: .venv/ready
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		$(SUDO) sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends chromium'
+	$(BIN)/pytest -q -m browser tests/test_browser.py
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qrnca_lens.editing import enhance, scale, suppress
     from qrnca_lens.editing.effects import edit_effects
     from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
+    from qrnca_lens.explore import Circuit, Explorer, NeuronCard, QueryView, circuit, neuron, show, write_explorer
     from qrnca_lens.localization.projection import promoted_tokens
     from qrnca_lens.methods import Evidence, find_neurons
     from qrnca_lens.models import ModelError, load_model
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from qrnca_lens.study import reproduce, subject
 
 _PUBLIC = {
+    "write_explorer": "qrnca_lens.explore",
+    "show": "qrnca_lens.explore",
+    "neuron": "qrnca_lens.explore",
+    "circuit": "qrnca_lens.explore",
+    "QueryView": "qrnca_lens.explore",
+    "NeuronCard": "qrnca_lens.explore",
+    "Explorer": "qrnca_lens.explore",
+    "Circuit": "qrnca_lens.explore",
     "Attribution": "qrnca_lens.attribution",
     "DataError": "qrnca_lens.data",
     "Evidence": "qrnca_lens.methods",
@@ -61,6 +70,14 @@ _PUBLIC = {
 }
 __all__ = [
     "__version__",
+    "write_explorer",
+    "show",
+    "neuron",
+    "circuit",
+    "QueryView",
+    "NeuronCard",
+    "Explorer",
+    "Circuit",
     "Attribution",
     "DataError",
     "Evidence",

@@ -137,6 +137,27 @@ def card(
 
 
 @app.command()
+def explore(
+    run: Annotated[Path, typer.Argument(help="a run folder of `qrnca locate`")],
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("explorer.html"),
+    model: Annotated[str | None, typer.Option(help="the run's model; for the shipped one it can be left out")] = None,
+    top: Annotated[int, typer.Option(min=1, help="neurons kept for each query")] = 3,
+    per_group: Annotated[int, typer.Option(min=1, help="queries kept of each group")] = 6,
+    device: Device = None,
+) -> None:
+    """Write a run as one page to explore in a browser, without Python and without the network."""
+    from qrnca_lens.clustering import QRNeurons
+    from qrnca_lens.explore.page import write_explorer
+    from qrnca_lens.models import load_model
+
+    with plain_errors():
+        located = QRNeurons.load(run)
+        loaded = load_model(model, device=device) if model else None
+        page = write_explorer(located, out, loaded, top=top, per_group=per_group)
+    _console.print(f"{page}  ({page.stat().st_size / 2**20:.1f} MiB)", highlight=False)
+
+
+@app.command()
 def reproduce(
     out: Out,
     model: Model = "atlas",

@@ -71,7 +71,7 @@ def locate(
                     run.add(query, *_one_query(model, query, config, letters[query.id]))
                 bar.advance(task)
     clusters, table = run.tables(queries)
-    located = QRNeurons(clusters, table, config, shape, {"queries": about["queries"], **origin})
+    located = QRNeurons(clusters, table, config, shape, {"queries": about["queries"], **origin}, queries)
     run.finish(located)
     return located
 

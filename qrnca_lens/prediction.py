@@ -35,7 +35,8 @@ from sklearn.preprocessing import StandardScaler
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.editing.effects import random_sets
-from qrnca_lens.models import HookedModel, option_tokens, site_hook, to_tokens
+from qrnca_lens.models import HookedModel, option_tokens
+from qrnca_lens.models.activity import last_activations
 from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.neurons import NeuronSet
 
@@ -70,7 +71,7 @@ def predict_from_neurons(
         rows.append(_row(group, "the prompted model", "", 0, prompted == right))
         controls = random_sets({group: neurons}, located.model.d_mlp, seed=seed)[group]
         for name, chosen in (("QR neurons", neurons), ("random, same layers", controls)):
-            activity = _activity(model, asked, chosen)
+            activity = last_activations(model, [prompt.text for prompt in asked], chosen).numpy()
             probe = _probe(model, [query for query in fitted if query.group == group], chosen, seed)
             rows.append(_row(group, name, "probe", len(chosen), probe.predict(activity) == right))
             rows.append(_row(group, name, "direct", len(chosen), _direct(model, asked, activity, chosen) == right))
@@ -82,21 +83,9 @@ def _row(group: str, neurons: str, reading: str, count: int, right: np.ndarray) 
     return (group, neurons, reading, count, int(right.sum()), len(right), float(right.mean()), bounds.low, bounds.high)
 
 
-def _activity(model: HookedModel, prompts: Sequence[Prompt], neurons: NeuronSet) -> np.ndarray:
-    """[prompt, neuron]: what W_out multiplies at the last position, the neurons by layer and index."""
-    layers = neurons.by_layer()
-    names = {site_hook(model, layer, "post"): indices for layer, indices in layers.items()}
-    rows = []
-    for prompt in prompts:
-        with torch.no_grad():
-            _, cache = model.run_with_cache(to_tokens(model, prompt.text)[None], names_filter=lambda name: name in names)
-        rows.append(torch.cat([cache[name][0, -1, indices] for name, indices in names.items()]).float().cpu())
-    return torch.stack(rows).numpy()
-
-
 def _probe(model: HookedModel, queries: Sequence[Query], neurons: NeuronSet, seed: int) -> GridSearchCV:
     prompts = [(query.id, prompt) for query in queries for prompt in query.prompts]
-    activity = _activity(model, [prompt for _, prompt in prompts], neurons)
+    activity = last_activations(model, [prompt.text for _, prompt in prompts], neurons).numpy()
     letters = np.array([LETTERS.index(prompt.letter) for _, prompt in prompts])
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
     folds = GroupKFold(min(_FOLDS, len({query.id for query in queries})), shuffle=True, random_state=seed)

@@ -39,12 +39,17 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     body = "\n".join(_section(section, f"figure-{i}") for i, section in enumerate(sections))
     needs_plotly = any(isinstance(section.content, go.Figure) for section in sections)
     script = f"<script>{get_plotlyjs()}</script>" if needs_plotly else ""
+    return write_shell(path, title, body, head=script)
+
+
+def write_shell(path: Path, title: str, body: str, *, head: str = "") -> Path:
+    """Write a page with the common style around `body` and `head`, which are HTML already; returns its path."""
     name = html.escape(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style>{script}</head><body><h1>{name}</h1>\n{body}\n</body></html>\n",
+        f"<style>{_STYLE}</style>{head}</head><body><h1>{name}</h1>\n{body}\n</body></html>\n",
         path,
     )
     return path

@@ -45,7 +45,7 @@ def atlas() -> Any:
     return load_model("atlas", device="cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def short_queries() -> QuerySet:
     """Twelve queries in three groups whose prompts fit the tiny models."""
     return QuerySet(

@@ -12,6 +12,7 @@ from qrnca_lens.attribution.path import tolerance_of
 from qrnca_lens.attribution.prefix import Hook, SharedPrefix
 from qrnca_lens.models import HookedModel, is_hooked_transformer, mlp_width, site_hook, to_tokens
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shapes import Tokens
 
 Factors = Mapping[int, Float[torch.Tensor, "row neuron"]]
 
@@ -52,22 +53,38 @@ class LastToken:
         if self._prefix is not None:
             # one untouched row more: it must give the model's own logits
             checked = {layer: torch.cat([torch.ones_like(values[:1]), values]) for layer, values in factors.items()}
-            logits = self._prefix.forward({min(factors): rows + 1}, self._hooks(checked))
+            logits = self._prefix.forward(
+                {min(factors): rows + 1}, [_scaling(self._model, k, v) for k, v in checked.items()]
+            )
             if (logits[0] - self.logits).abs().max() <= tolerance_of(self._model) * self.logits.abs().max():
                 return logits[1:]
             self._prefix = None
-        with self._model.hooks(fwd_hooks=self._hooks(factors)):
-            return self._model(self._tokens.expand(rows, -1))[:, -1]
+        return _whole(self._model, self._tokens, factors)
 
-    def _hooks(self, factors: Factors) -> list[Hook]:
-        return [self._hook(layer, values) for layer, values in factors.items()]
 
-    def _hook(self, layer: int, values: torch.Tensor) -> Hook:
-        def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
-            last = post[:, -1:] * values[:, None].to(post)
-            return torch.cat([post[:, :-1], last], dim=1)
+def scaled_logits(model: HookedModel, prompt: str, factors: Factors) -> Float[torch.Tensor, "row token"]:
+    """What `LastToken(model, prompt).scaled(factors)` gives, by running the whole prompt for every row in one batch.
 
-        return site_hook(self._model, layer, "post"), hook
+    Faster than the shared prefix for a handful of rows on a small model.
+    """
+    return _whole(model, to_tokens(model, prompt), factors)
+
+
+@torch.no_grad()
+def _whole(model: HookedModel, tokens: Tokens, factors: Factors) -> torch.Tensor:
+    rows = len(next(iter(factors.values())))
+    with model.hooks(fwd_hooks=[_scaling(model, layer, values) for layer, values in factors.items()]):
+        return model(tokens.expand(rows, -1))[:, -1]
+
+
+def _scaling(model: HookedModel, layer: int, values: torch.Tensor) -> Hook:
+    """A hook that multiplies the activations [row, position, neuron] of the last position by `values` [row, neuron]."""
+
+    def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
+        last = post[:, -1:] * values[:, None].to(post)
+        return torch.cat([post[:, :-1], last], dim=1)
+
+    return site_hook(model, layer, "post"), hook
 
 
 def factors_of(model: HookedModel, edits: Sequence[tuple[NeuronSet, float]]) -> dict[int, torch.Tensor]:

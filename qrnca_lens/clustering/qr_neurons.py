@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from qrnca_lens.clustering.refine import (
     score_clusters,
     take_top,
 )
+from qrnca_lens.data import QuerySet
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.store import read_json, read_table, whole_folder, write_json, write_table
 
@@ -40,7 +42,8 @@ class QRNeurons:
 
     `clusters`: a row for every neuron of every cluster (query, group, layer, neuron, attribution, templates).
     `queries`: a row for every query (query, group, prompts, probability, gap): the number of its prompts, the mean
-    P(right letter) over them and the largest completeness gap, both in probability units.
+    P(right letter) over them and the largest completeness gap, both in probability units. `asked`: the queries with their
+    prompts, so that a saved run can be looked into (empty in a result that was put together by hand).
     Everything else is derived from these two tables and `config`.
     """
 
@@ -49,6 +52,7 @@ class QRNeurons:
     config: QRNCAConfig
     model: ModelShape
     about: dict[str, Any] = field(default_factory=dict)
+    asked: QuerySet = field(default=QuerySet(()), repr=False)
 
     def __post_init__(self) -> None:
         check_enough_queries(len(self.queries), self.config.common_share)
@@ -85,11 +89,15 @@ class QRNeurons:
 
     def for_query(self, query: str) -> NeuronSet:
         """The QR neurons of one query, best first (empty if its cluster is). KeyError for an unknown id."""
-        if query not in set(self.queries["query"]):
-            raise KeyError(
-                f"no query {query!r} in this result ({len(self.queries)} queries, e.g. {self.queries['query'][0]!r})"
-            )
+        self.check_query(query)
         return _neurons(self.table[self.table["query"] == query])
+
+    def check_query(self, query: str) -> None:
+        """KeyError with the nearest id for a query that is not in the result."""
+        ids = list(self.queries["query"])
+        if query not in ids:
+            near = get_close_matches(str(query), ids, 1, 0.0)
+            raise KeyError(f"no query {query!r} among the {len(ids)} of this result; the nearest is {near[0]!r}")
 
     def for_group(self, group: str) -> NeuronSet:
         """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
@@ -119,6 +127,7 @@ class QRNeurons:
         write_table(self.queries, folder / "queries.parquet")
         write_table(self.table, folder / "qr_neurons.parquet")
         write_table(self.common, folder / "common_neurons.parquet")
+        write_json(self.asked.to_dict(), folder / "asked.json")
         write_json({"config": asdict(self.config), "model": asdict(self.model), "about": self.about}, folder / "header.json")
 
     @classmethod
@@ -132,6 +141,7 @@ class QRNeurons:
             QRNCAConfig(**header["config"]),
             ModelShape(**header["model"]),
             header["about"],
+            QuerySet.from_dict(read_json(path / "asked.json")),
         )
 
     def restrict(self, queries: Iterable[str]) -> QRNeurons:
@@ -150,6 +160,7 @@ class QRNeurons:
             self.config,
             self.model,
             self.about,
+            self.asked.keep(kept),
         )
 
     def __repr__(self) -> str:

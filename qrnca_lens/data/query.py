@@ -11,7 +11,8 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -147,8 +148,27 @@ class QuerySet:
             columns=["query", "group", "language", "template", "letter", "question", "answer", "text"],
         )
 
+    def keep(self, ids: Iterable[str]) -> QuerySet:
+        """The queries with these ids, in the set's own order; ids that it lacks are passed over."""
+        kept = set(ids)
+        return self._where(lambda query: query.id in kept, f"{len(kept)} chosen queries")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` gives the same set back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QuerySet:
+        """The set that `to_dict` was taken of."""
+        return cls(tuple(_query(row) for row in values["queries"]), values["name"], tuple(values["made"]))
+
     def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
+
+
+def _query(row: dict[str, Any]) -> Query:
+    prompts = (Prompt(**{**prompt, "options": tuple(prompt["options"])}) for prompt in row["prompts"])
+    return Query(**{**row, "prompts": tuple(prompts)})
 
 
 def check_questions(questions: Iterable[Question]) -> None:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from qrnca_lens.models import HookedModel, check_hooked
+from qrnca_lens.models import HookedModel, check_hooked, mlp_width
+from qrnca_lens.models.sites import is_gated
 from qrnca_lens.neurons import Neuron, neuron_set
 
 PROJECTION_COLUMNS = ["layer", "neuron", "rank", "promoted", "promoted_logit", "suppressed", "suppressed_logit"]
@@ -36,8 +37,7 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     chosen = neuron_set(neurons)
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to project")
-    # the width is read from the weights: the configuration of a bridge can tell another
-    chosen.check_inside(model.cfg.n_layers, model.blocks[0].mlp.W_out.shape[0])
+    chosen.check_inside(model.cfg.n_layers, mlp_width(model))
     rows = torch.stack([model.blocks[neuron.layer].mlp.W_out[neuron.index] for neuron in chosen])
     offset = _to_logits(model, torch.zeros_like(rows[:1]))
     if not 1 <= k <= offset.shape[-1]:
@@ -51,6 +51,30 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
         for r in range(k)
     ]
     return pd.DataFrame(made, columns=PROJECTION_COLUMNS)
+
+
+def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame:
+    """The `k` tokens whose embeddings a neuron's input directions answer to most, and the `k` they answer to least.
+
+    Every row of W_E goes through the norm before the neuron's MLP and onto the neuron's column of W_gate and W_in (gated
+    MLPs; inputs "gate" and "up") or of W_in alone ("pre"). The residual stream of a deep layer is far from a token's
+    embedding, so this says most for the first layers. Returns one row for each input and rank: input, rank, raised_by,
+    raised, lowered_by, lowered (in units of the pre-activation, without its bias). Raises ValueError for a neuron outside
+    the model.
+    """
+    check_hooked(model)
+    neuron_set(neuron).check_inside(model.cfg.n_layers, mlp_width(model))
+    mlp, norm = model.blocks[neuron.layer].mlp, model.blocks[neuron.layer].ln2
+    directions = {"gate": mlp.W_gate, "up": mlp.W_in} if is_gated(model) else {"pre": mlp.W_in}
+    columns = torch.stack([weights[:, neuron.index] for weights in directions.values()], dim=1)
+    with torch.no_grad():
+        seen = torch.cat([norm(part[None])[0] @ columns for part in model.W_E[: len(model.tokenizer)].split(4096)]).float()
+    values, ids = _extremes(seen.T, min(k, len(seen)))
+    found = []
+    for name, row, tokens in zip(directions, values.tolist(), ids.tolist(), strict=True):
+        half, words = len(row) // 2, [_spelled(model.tokenizer, i) for i in tokens]
+        found += [(name, r + 1, words[r], row[r], words[half + r], row[half + r]) for r in range(half)]
+    return pd.DataFrame(found, columns=["input", "rank", "raised_by", "raised", "lowered_by", "lowered"])
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from qrnca_lens.data import LETTERS, Prompt, QuerySet
+from qrnca_lens.models.activity import batches_of_one_length
 from qrnca_lens.models.hooked import HookedModel, check_hooked
 from qrnca_lens.models.tokens import option_tokens, to_tokens
 
@@ -24,15 +25,11 @@ def letter_probabilities(
     check_hooked(model)
     tokens = [to_tokens(model, prompt.text) for prompt in prompts]
     letters = torch.tensor([option_tokens(model.tokenizer, prompt.text).ids for prompt in prompts])
-    lengths: dict[int, list[int]] = {}
-    for i, ids in enumerate(tokens):
-        lengths.setdefault(len(ids), []).append(i)
     found = torch.empty(len(prompts), len(LETTERS))
-    for same in lengths.values():
-        for rows in (same[start : start + batch] for start in range(0, len(same), batch)):
-            with torch.no_grad():
-                logits = model(torch.stack([tokens[i] for i in rows]))[:, -1]
-            found[rows] = logits.float().softmax(-1).cpu().gather(1, letters[rows])
+    for rows in batches_of_one_length(tokens, batch):
+        with torch.no_grad():
+            logits = model(torch.stack([tokens[i] for i in rows]))[:, -1]
+        found[rows] = logits.float().softmax(-1).cpu().gather(1, letters[rows])
     return found
 
 

@@ -19,7 +19,7 @@ Site = Literal["up", "gate", "pre", "post"]
 _GATED = {"up": "mlp.hook_pre_linear", "gate": "mlp.hook_pre", "post": "mlp.hook_post"}
 _PLAIN = {"pre": "mlp.hook_pre", "post": "mlp.hook_post"}
 RESID_PRE, RESID_POST, MLP_OUT = "hook_resid_pre", "hook_resid_post", "hook_mlp_out"
-VALUES, MIXED = "attn.hook_v", "attn.hook_z"
+VALUES, MIXED, PATTERN = "attn.hook_v", "attn.hook_z", "attn.hook_pattern"
 
 
 def sites_of(model: HookedModel) -> tuple[Site, ...]:

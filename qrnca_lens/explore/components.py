@@ -1,0 +1,95 @@
+"""CircuitsVis without the network: its bundled script is put into a page once, its components are mounted where they stand.
+
+CircuitsVis's own `_repr_html_` asks a web server whether there is a network and then loads a script from a CDN, or puts the
+whole script (1.3 MB) into every view. Here a component is a `div` that holds its name, its properties as JSON and, inside,
+a static rendering that needs no script; `MOUNT` turns all such `div`s of a page into live ones once the script is there.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import circuitsvis
+import numpy as np
+
+_CLOSE = "</script"
+MOUNT = """
+window.qrncaMount ??= (root) => {
+  const found = (root || document).querySelectorAll("[data-component]:not([data-mounted])");
+  for (const place of found) {
+    const component = window.CircuitsVis?.[place.dataset.component];
+    if (!component || !document.contains(place)) continue;
+    place.id ||= "qrnca-" + Math.random().toString(36).slice(2);
+    if (document.getElementById(place.id) !== place) continue;  // inside a shadow root: the static rendering stays
+    place.dataset.mounted = "yes";
+    window.CircuitsVis.render(place.id, component, JSON.parse(place.dataset.props));
+  }
+};
+"""
+
+
+@lru_cache(maxsize=1)
+def library() -> str:
+    """The script of CircuitsVis as it ships in its Python package; it sets the global `CircuitsVis`."""
+    script = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
+    script = script.rsplit("//# sourceMappingURL", 1)[0]
+    return script.replace(_CLOSE, "<\\/script")
+
+
+def component(name: str, fallback: str, **props: object) -> str:
+    """A component to be mounted; `fallback` is HTML that is shown until then, and for good where scripts do not run."""
+    text = html.escape(json.dumps(props, ensure_ascii=True, allow_nan=False))
+    return f'<div class="qrnca-component" data-component="{name}" data-props="{text}">{fallback}</div>'
+
+
+def coloured_tokens(tokens: Sequence[str], values: np.ndarray, highest: float | None = None) -> str:
+    """Tokens on a ground as strong as their value: blue below zero, orange above. `highest` is full strength."""
+    top = float(highest or np.abs(values).max(initial=0.0)) or 1.0
+    spans = "".join(
+        f'<span title="{value:.4g}" style="background:{ground(value / top)}">{html.escape(_visible(token))}</span>'
+        for token, value in zip(tokens, values.tolist(), strict=True)
+    )
+    return component(
+        "ColoredTokens",
+        f'<span class="qrnca-tokens">{spans}</span>',
+        tokens=list(tokens),
+        values=[round(value, 5) for value in values.tolist()],
+        minValue=-top,
+        maxValue=top,
+        negativeColor="#56b4e9",
+        positiveColor="#e69f00",
+    )
+
+
+def attention_patterns(tokens: list[str], patterns: np.ndarray, names: Sequence[str]) -> str:
+    """CircuitsVis's attention view of some heads; `patterns` is [head, destination, source]."""
+    lines = []
+    for name, pattern in zip(names, patterns, strict=True):
+        best: list[int] = np.argsort(-pattern[-1])[:6].tolist()
+        shown = ", ".join(f"{html.escape(_visible(tokens[i]))} {pattern[-1, i]:.2f}" for i in best)
+        lines.append(f"<li><b>{html.escape(name)}</b> from the last token: {shown}</li>")
+    return component(
+        "AttentionHeads",
+        f"<ul>{''.join(lines)}</ul>",
+        attention=np.round(patterns, 3).tolist(),
+        tokens=list(tokens),
+        attentionHeadNames=list(names),
+        maxValue=1,
+        minValue=0,
+        positiveColor="#d55e00",
+        maskUpperTri=True,
+    )
+
+
+def ground(share: float) -> str:
+    """A translucent colour for a value in [-1, 1] that leaves text readable in light and dark."""
+    colour = "230,159,0" if share > 0 else "86,180,233"
+    return f"rgba({colour},{min(1.0, abs(share)) * 0.75:.2f})"
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "⏎")

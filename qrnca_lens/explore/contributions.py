@@ -1,0 +1,159 @@
+"""The numbers of a circuit: contributions to a neuron's pre-activation, what it writes, where heads look.
+
+The input of an MLP is the norm of a sum: the embedding, the output of every earlier head and MLP. With the norm's scale
+held at its value in this prompt, the norm is linear, so a neuron's pre-activation is a sum of one number a component
+(direct contributions; what a component does by way of later ones counts as theirs). Likewise, what a neuron writes reaches
+a letter's logit through the final norm, its scale held, and the unembedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from qrnca_lens.data import LETTERS, Prompt
+from qrnca_lens.models import HookedModel, ModelError, Site, site_hook, to_tokens
+from qrnca_lens.models.sites import MIXED, MLP_OUT, PATTERN, RESID_POST, RESID_PRE, in_block, is_gated
+from qrnca_lens.neurons import NeuronSet
+
+CONTRIBUTION_COLUMNS = ["layer", "neuron", "input", "source", "kind", "value"]
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+Cache: TypeAlias = Any
+"""An ActivationCache: tensors by hook name, the batch first."""
+
+
+def cache_for(model: HookedModel, tokens: torch.Tensor, neurons: NeuronSet) -> Cache:
+    """The cached activations of one prompt that the functions below read."""
+    last, parallel = max(neurons.by_layer()), model.cfg.parallel_attn_mlp
+    names = {in_block(layer, name) for layer in range(last + (not parallel)) for name in (MIXED, PATTERN)}
+    names |= {in_block(layer, MLP_OUT) for layer in range(last)} | {in_block(0, RESID_PRE)}
+    names |= {site_hook(model, layer, site) for layer in neurons.by_layer() for site in (*_inputs(model), "post")}
+    names.add(in_block(model.cfg.n_layers - 1, RESID_POST))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens[None], names_filter=lambda name: name in names)
+    return cache
+
+
+def _inputs(model: HookedModel) -> tuple[Site, ...]:
+    return ("gate", "up") if is_gated(model) else ("pre",)
+
+
+@torch.no_grad()
+def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row for each neuron, input and source, and the pre-activations that they add up to (see `Circuit`).
+
+    Raises ModelError where the remainder is more than rounding.
+    """
+    rows, inputs = [], []
+    for layer, indices in neurons.by_layer().items():
+        sources, parts = _components(model, cache, layer)
+        mlp, norm = model.blocks[layer].mlp, model.blocks[layer].ln2
+        through = _frozen(model, norm, parts.sum(0))(parts)
+        for site in _inputs(model):
+            weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()
+            values = through @ weights
+            bias = _of(norm, "b", weights[:, 0]) @ weights
+            if site == "pre":
+                bias = bias + _of(mlp, "b_in", values[0])[indices] if mlp.b_in.numel() else bias
+            actual = cache[site_hook(model, layer, site)][0, -1, indices].float()
+            remainder = actual - values.sum(0) - bias
+            size = values.abs().sum(0) + actual.abs()
+            if (remainder.abs() > _TOLERANCE[model.cfg.dtype] * size + 1e-6).any():
+                raise ModelError(
+                    f"layer {layer} of {model.cfg.model_name}: the contributions do not add up to the pre-activation; its "
+                    "MLP input is not the norm of embedding, heads and MLPs, so this view would be wrong"
+                )
+            named = [*sources, ("bias", "bias"), ("remainder", "remainder")]
+            for k, index in enumerate(indices):
+                column = [*values[:, k].tolist(), bias[k].item(), remainder[k].item()]
+                rows += [(layer, index, site, *source, value) for source, value in zip(named, column, strict=True)]
+                inputs.append((layer, index, site, actual[k].item()))
+    return (
+        pd.DataFrame(rows, columns=CONTRIBUTION_COLUMNS),
+        pd.DataFrame(inputs, columns=["layer", "neuron", "input", "value"]),
+    )
+
+
+def _components(
+    model: HookedModel, cache: Cache, layer: int
+) -> tuple[list[tuple[str, str]], Float[torch.Tensor, "source d_model"]]:
+    """What the MLP's norm in `layer` reads at the last position, part by part: (name, kind) and vectors in float32."""
+    names, parts = [("embedding", "embedding")], [cache[in_block(0, RESID_PRE)][0, -1:].float()]
+    for source in range(layer + 1):
+        if source < layer or not model.cfg.parallel_attn_mlp:
+            attention = model.blocks[source].attn
+            mixed = cache[in_block(source, MIXED)][0, -1].float().reshape(model.cfg.n_heads, -1)
+            parts.append(torch.einsum("hd,hdm->hm", mixed, attention.W_O.float()))
+            parts.append(_of(attention, "b_O", parts[0][0])[None])
+            names += [(f"L{source}H{head}", "head") for head in range(model.cfg.n_heads)]
+            names.append((f"attention bias {source}", "bias"))
+        if source < layer:
+            parts.append(cache[in_block(source, MLP_OUT)][0, -1:].float())
+            names.append((f"MLP {source}", "mlp"))
+    return names, torch.cat(parts)
+
+
+def _frozen(model: HookedModel, norm: Any, whole: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm's linear part with its scale held at that of `whole` [d_model]; maps [row, d_model], without the bias."""
+    centred = model.cfg.normalization_type in ("LN", "LNPre")
+    whole = whole - whole.mean() if centred else whole
+    scale = (whole.pow(2).mean() + model.cfg.eps).sqrt()
+    weight = _of(norm, "w", torch.ones_like(whole), missing=1.0)
+
+    def apply(rows: torch.Tensor) -> torch.Tensor:
+        return (rows - rows.mean(-1, keepdim=True) if centred else rows) / scale * weight
+
+    return apply
+
+
+def _of(module: Any, name: str, like: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
+    """A parameter in float32, or `missing` everywhere, in the shape of `like`, where the module has none."""
+    value = getattr(module, name, None)
+    return torch.full_like(like, missing) if value is None else value.float()
+
+
+@torch.no_grad()
+def direct_writes(model: HookedModel, cache: Cache, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
+    """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one)."""
+    final = cache[in_block(model.cfg.n_layers - 1, RESID_POST)][0, -1].float()
+    through = _frozen(model, model.ln_final, final)
+    columns = model.unembed.W_U[:, list(letters)].float()
+    rows = []
+    for neuron in neurons:
+        post = cache[site_hook(model, neuron.layer, "post")][0, -1, neuron.index].float()
+        written = post * model.blocks[neuron.layer].mlp.W_out[neuron.index].float()
+        rows.append((neuron.layer, neuron.index, post.item(), *(through(written[None]) @ columns)[0].tolist()))
+    return pd.DataFrame(rows, columns=["layer", "neuron", "activation", *LETTERS])
+
+
+def attention_shares(model: HookedModel, cache: Cache, of: list[str], last: int) -> pd.DataFrame:
+    """How the last token's attention is shared out over the regions of the prompt, for every head up to layer `last`."""
+    names = list(dict.fromkeys(of))
+    belongs = np.array([[region == name for name in names] for region in of], dtype=np.float32)
+    rows = []
+    for layer in range(last + (not model.cfg.parallel_attn_mlp)):
+        pattern = cache[in_block(layer, PATTERN)][0, :, -1].float().cpu().numpy()
+        rows += [(layer, head, *shares) for head, shares in enumerate((pattern @ belongs).tolist())]
+    return pd.DataFrame(rows, columns=["layer", "head", *names])
+
+
+def regions(model: HookedModel, prompt: Prompt, question: str) -> list[str]:
+    """The region of every token: "question", "option A" …, "rest"; all "prompt" for tokenizers that keep no offsets."""
+    if not model.tokenizer.is_fast:
+        return ["prompt"] * len(to_tokens(model, prompt.text))
+    spans, at = {}, 0
+    for name, part in [("question", question), *((f"option {a}", o) for a, o in zip(LETTERS, prompt.options, strict=False))]:
+        found = prompt.text.find(part, at) if part else -1
+        if found >= 0:
+            at = found + len(part)
+            spans[name] = (found, at)
+    made = []
+    for start, end in model.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]:
+        inside = [name for name, (first, last) in spans.items() if max(first, start) < min(last, end)]
+        made.append(inside[0] if inside else "rest")
+    return made

@@ -1,0 +1,50 @@
+"""What every view needs of a run: the model it was made with and its queries, checked before anything is computed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from weakref import WeakKeyDictionary
+
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.data import Query
+from qrnca_lens.models import HookedModel, check_hooked, load_model
+from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.store import RunError
+
+_KNOWN: WeakKeyDictionary[HookedModel, tuple[tuple[tuple[int, int], ...], str]] = WeakKeyDictionary()
+
+
+def model_of(located: QRNeurons, model: HookedModel = None) -> HookedModel:
+    """`model`, or for None the shipped model if the result names it. RunError if the weights are not those of the result."""
+    if model is None:
+        if located.model.name != "atlas":
+            raise RunError(f"this run was made with {located.model.name!r}; load that model and give it as model=…")
+        model = _atlas()
+    check_hooked(model)
+    if _fingerprint(model) != located.model.fingerprint:
+        raise RunError(
+            f"this run was made with {located.model.name!r} (weights {located.model.fingerprint}), not with "
+            f"{model.cfg.model_name!r} (weights {_fingerprint(model)}); load that model, or locate anew"
+        )
+    return model
+
+
+def asked_query(located: QRNeurons, query_id: str) -> Query:
+    """The query with its prompts. KeyError with the nearest id for an unknown one, RunError if the result has no prompts."""
+    located.check_query(query_id)
+    if not len(located.asked):
+        raise RunError("this result holds no prompts; make it with qrnca_lens.locate")
+    return located.asked[query_id]
+
+
+@lru_cache(maxsize=1)
+def _atlas() -> HookedModel:
+    return load_model("atlas")
+
+
+def _fingerprint(model: HookedModel) -> str:
+    """The model's fingerprint, computed anew only after its parameters were written to."""
+    written = tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
+    if _KNOWN.get(model, ((), ""))[0] != written:
+        _KNOWN[model] = (written, model_fingerprint(model))
+    return _KNOWN[model][1]

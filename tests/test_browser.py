@@ -1,0 +1,210 @@
+"""The pages in a real headless Chromium: no error, no request, clicks and sliders do what they say (make test-browser)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
+from qrnca_lens.demo import run_demo
+from qrnca_lens.explore import Explorer, circuit, neuron, show, write_explorer
+from qrnca_lens.explore.html import style
+from qrnca_lens.pipeline import locate
+
+pytestmark = pytest.mark.browser
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "</script><img src=http://example.invalid/x onerror=window.hacked=1> <b>"
+WIDTHS = (1280, 390)
+
+
+class Watched:
+    """A page of a browser with everything that it complained about or asked for."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.complaints, self.requests = page, [], []
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda r: self.requests.append(r.url) if not r.url.startswith(("data:", "blob:")) else None)
+
+    def open(self, path: Path) -> Any:
+        self.page.goto(path.as_uri())
+        self.requests.remove(path.as_uri())
+        return self.page
+
+    def check(self) -> None:
+        assert self.complaints == []
+        assert self.requests == []
+        wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 1, f"the page is {wide} pixels wider than the window"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if CHROMIUM is None:
+        pytest.fail("no chromium on this machine; install Debian's package chromium (make test-browser does)")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-component-update"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=WIDTHS)
+def watched(browser: Any, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    context.set_default_timeout(20_000)
+    yield Watched(context.new_page())
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def run(atlas: Any) -> Any:
+    return locate(atlas, load_queries("atlas/domains").sample(2), progress=False)
+
+
+@pytest.fixture(scope="module")
+def explorer_page(atlas: Any, run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_explorer(run, tmp_path_factory.mktemp("page") / "explorer.html", atlas, top=2, per_group=1, progress=False)
+
+
+def letters(page: Any) -> dict[str, float]:
+    return {o.get_attribute("data-letter"): float(o.inner_text()) for o in page.locator("output[data-letter]").all()}
+
+
+def set_factor(page: Any, factor: float) -> None:
+    slider = page.locator('[data-role="factor"]')
+    slider.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }", str(int(4 * factor)))
+
+
+def test_the_explorer_page_shows_the_neuron_that_is_clicked(
+    explorer_page: Path, watched: Watched, atlas: Any, run: Any
+) -> None:
+    page = watched.open(explorer_page)
+    data = json.loads(page.locator("#data").text_content())
+    query = data["state"]["selected"]["query"]
+    first, second = (f"L{layer}.N{index}" for layer, index, _ in data["state"]["catalog"]["queries"][0]["neurons"][:2])
+    assert page.locator('[data-part="card"] h2').inner_text() == first
+    page.locator(f'[data-part="query"] button:text-is("{second}")').click()
+    assert page.locator('[data-part="card"] h2').inner_text() == second
+    kept = set(data["kept"]["cards"])
+    cell = next(
+        cell
+        for cell in page.locator(".qrnca-cell").all()
+        if f"{cell.get_attribute('data-layer')}.{cell.get_attribute('data-neuron')}" in kept
+        and cell.get_attribute("aria-label") not in (first, second)
+    )
+    name = cell.get_attribute("aria-label")
+    cell.dispatch_event("click")
+    assert page.locator('[data-part="card"] h2').inner_text() == name
+    assert page.locator('[data-role="neuron"]').input_value() == name
+    chosen = page.locator('[data-role="query"]').input_value()
+    assert name in {str(n) for n in run.for_query(chosen)}
+    view = show(run, query, atlas)
+    page.locator('[data-role="query"]').select_option(query)
+    for scope, edit in (("all", "all QR neurons"), ("neuron", first)):
+        page.locator(f'input[value="{scope}"]').check()
+        for factor in (0.0, 1.0, 2.5):
+            set_factor(page, factor)
+            told = view.curve(edit).loc[factor].to_dict()
+            assert letters(page) == pytest.approx({k: round(v, 4) for k, v in told.items()}, abs=1.5e-4)
+    assert page.locator("[data-component]").count() == page.locator("[data-mounted]").count() > 0
+    watched.check()
+
+
+def test_a_neuron_that_is_not_kept_is_told_so(explorer_page: Path, watched: Watched) -> None:
+    page = watched.open(explorer_page)
+    kept = set(json.loads(page.locator("#data").text_content())["kept"]["cards"])
+    before = page.locator('[data-part="card"] h2').inner_text()
+    for cell in page.locator(".qrnca-cell").all():
+        layer, index = cell.get_attribute("data-layer"), cell.get_attribute("data-neuron")
+        if f"{layer}.{index}" not in kept:
+            cell.dispatch_event("click")
+            break
+    assert f"ql.neuron(model, {layer}, {index}, located=located)" in page.locator('[data-role="message"]').inner_text()
+    assert page.locator('[data-part="card"] h2').inner_text() == before
+    page.locator('[data-role="group"]').select_option("physics")
+    assert page.locator('[data-role="query"]').input_value().startswith("phys")
+    watched.check()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_demo(tmp_path_factory.mktemp("demo")).page
+
+
+def test_the_report_of_the_demo_loads(report: Path, watched: Watched) -> None:
+    page = watched.open(report)
+    assert page.locator(".js-plotly-plot").count() == 2
+    watched.check()
+
+
+def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    queries = QuerySet(
+        tuple(
+            Query(f"q{i}", f"g{i % 2}<i>", (Prompt(f"{HOSTILE} {i}\nAnswer:", "ABCD"[i % 4]),), f"{HOSTILE} {i}", "a")
+            for i in range(8)
+        )
+    )
+    located = locate(model, queries, progress=False)
+    page = watched.open(write_explorer(located, tmp_path / "page.html", model, progress=False))
+    assert HOSTILE in page.locator('[data-part="query"] pre').inner_text()
+    assert page.evaluate("window.hacked") is None
+    watched.check()
+
+
+def test_notebook_outputs_work_on_their_own(
+    watched: Watched, atlas: Any, run: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The outputs of three cells in one page, as a notebook shows them."""
+    monkeypatch.setattr("qrnca_lens.explore.html._SENT", set())
+    query = run.queries["query"][0]
+    chosen = next(iter(run.for_query(query)))
+    card = neuron(atlas, chosen.layer, chosen.index, located=run)
+    outputs = [view._repr_html_() for view in (show(run, query, atlas), card, circuit(atlas, run, query))]
+    path = tmp_path / "cells.html"
+    path.write_text(f"<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'>{''.join(outputs)}", "utf-8")
+    page = watched.open(path)
+    page.wait_for_function("document.querySelectorAll('[data-component]').length > 4")
+    assert page.locator("[data-component]").count() == page.locator("[data-mounted]").count()
+    watched.check()
+
+
+def test_the_widget_talks_to_its_model(watched: Watched, atlas: Any, run: Any, tmp_path: Path) -> None:
+    """The widget's module in a page, with a stand-in for Jupyter's model; Python answers what the clicks ask."""
+    explorer = Explorer(atlas, run.asked, run)
+    state = json.dumps({name: getattr(explorer, name) for name in ("catalog", "selected", "view")}).replace("<", "\\u003c")
+    module = explorer._esm.replace("</script", "<\\/script")
+    stand_in = (
+        "class Model { constructor(s) { this.s = s; this.h = {}; this.sent = []; } get(k) { return this.s[k]; }"
+        "set(k, v) { this.s[k] = v; } on(e, f) { this.h[e] = f; } save_changes() { this.sent.push(this.s.selected); } }"
+    )
+    path = tmp_path / "widget.html"
+    path.write_text(
+        f"<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'><style>{style()}</style><div id='here'></div>"
+        f"<script type='text/plain' id='module'>{module}</script><script type='module'>{stand_in}"
+        "const text = document.getElementById('module').textContent.replaceAll('<\\\\/script', '</' + 'script');"
+        "const source = URL.createObjectURL(new Blob([text], {type: 'text/javascript'}));"
+        "const widget = (await import(source)).default;"
+        f"window.model = new Model({state}); widget.render({{model, el: document.getElementById('here')}});</script>",
+        "utf-8",
+    )
+    page = watched.open(path)
+    page.wait_for_selector('[data-part="card"] h2')
+    other = list(run.for_query(explorer.selected["query"]))[1]
+    page.locator(f'[data-part="query"] button:text-is("{other}")').click()
+    sent = page.evaluate("model.sent.at(-1)")
+    explorer.selected = sent
+    assert explorer.neuron == other
+    page.evaluate("view => { model.s.view = view; model.h['change:view'](); }", explorer.view)
+    assert page.locator('[data-part="card"] h2').inner_text() == str(other)
+    set_factor(page, 0.0)
+    explorer.selected = page.evaluate("model.sent.at(-1)")
+    assert letters(page) == pytest.approx({k: round(v, 4) for k, v in explorer.letters.items()}, abs=1.5e-4)
+    watched.check()
