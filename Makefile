@@ -47,7 +47,9 @@ bench: .venv/ready
 card: .venv/ready
 	$(BIN)/qrnca card atlas --out docs/atlas_card.md
 
+# the card, and the notebooks executed with their outputs
 docs: card
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:
 	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -95,7 +95,7 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
     kept = set(data["kept"]["cards"])
     cell = next(
         cell
-        for cell in page.locator(".qrnca-cell").all()
+        for cell in page.locator('[data-role="map"] .qrnca-cell').all()
         if f"{cell.get_attribute('data-layer')}.{cell.get_attribute('data-neuron')}" in kept
         and cell.get_attribute("aria-label") not in (first, second)
     )
@@ -121,7 +121,7 @@ def test_a_neuron_that_is_not_kept_is_told_so(explorer_page: Path, watched: Watc
     page = watched.open(explorer_page)
     kept = set(json.loads(page.locator("#data").text_content())["kept"]["cards"])
     before = page.locator('[data-part="card"] h2').inner_text()
-    for cell in page.locator(".qrnca-cell").all():
+    for cell in page.locator('[data-role="map"] .qrnca-cell').all():
         layer, index = cell.get_attribute("data-layer"), cell.get_attribute("data-neuron")
         if f"{layer}.{index}" not in kept:
             cell.dispatch_event("click")

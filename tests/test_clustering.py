@@ -116,7 +116,7 @@ def test_it_displays(located: QRNeurons) -> None:
 def test_too_few_queries_and_unknown_names(located: QRNeurons) -> None:
     with pytest.raises(ValueError, match="give at least 4 queries"):
         QRNeurons(located.clusters, located.queries.head(3), QRNCAConfig(), located.model)
-    with pytest.raises(KeyError, match="no query 'q9' in this result"):
+    with pytest.raises(KeyError, match="no query 'q9' among the 5 of this result; the nearest is 'q5'"):
         located.for_query("q9")
     with pytest.raises(KeyError, match="no group 'prime' in this result; there are even, odd"):
         located.for_group("prime")

@@ -41,6 +41,7 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
     assert letters["ids"] == list(option_tokens(model_of("llama").tokenizer, "Answer:").ids)
     assert manifest["versions"]["torch"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "asked.json",
         "clusters.parquet",
         "common_neurons.parquet",
         "header.json",

@@ -75,7 +75,7 @@ def bars(rows: Sequence[tuple[str, float, str]], *, title: str) -> str:
     top = max((abs(value) for _, value, _ in rows), default=1.0) or 1.0
     least = min(0.0, min((value for _, value, _ in rows), default=0.0)) / top
     most = max(0.0, max((value for _, value, _ in rows), default=1.0)) / top
-    across = _scale(least, most if most > least else 1, label + 44, width - 52)
+    across = _scale(least, most if most > least else 1, label + 56, width - 52)
     marks = []
     for i, (name, value, tip) in enumerate(rows):
         x0, x1 = sorted((across(0), across(value / top)))
@@ -120,6 +120,28 @@ def grid(values: np.ndarray, starts: Sequence[int], best: np.ndarray, counts: np
     across = [(_LEFT + k * cell, str(starts[k])) for k in range(0, columns, max(1, columns // 8))]
     axes = _axes(width, height, across, up)
     return _svg(width, height, axes + "".join(marks), "neuron index", "layer")
+
+
+def dots(marks: Sequence[tuple[int, int, float, str]], n_layers: int, d_mlp: int) -> str:
+    """Single neurons on a map layer x index: (layer, index, size, tooltip); the area of a dot is its size."""
+    width, row = 900, max(8, min(26, 240 // n_layers))
+    height = n_layers * row + _BOTTOM + _TOP
+    across, up = _scale(0, d_mlp, _LEFT, width - _RIGHT), _scale(-0.5, n_layers - 0.5, height - _BOTTOM, _TOP)
+    top = max((size for *_, size, _ in marks), default=1.0) or 1.0
+    shown = "".join(
+        f'<circle class="qrnca-cell" data-layer="{layer}" data-neuron="{index}" cx="{across(index):.1f}" '
+        f'cy="{up(layer):.1f}" r="{3 + 7 * (size / top) ** 0.5:.1f}" fill="{PALETTE[5]}" fill-opacity="0.6">'
+        f"<title>{html.escape(tip)}</title></circle>"
+        for layer, index, size, tip in marks
+    )
+    every = max(1, n_layers // 8)
+    axes = _axes(
+        width,
+        height,
+        [(across(v), f"{v:.0f}") for v in _ticks([0.0, float(d_mlp)])],
+        [(up(layer), str(layer)) for layer in range(0, n_layers, every)],
+    )
+    return _svg(width, height, axes + shown, "neuron index", "layer")
 
 
 def _scale(low: SupportsFloat, high: SupportsFloat, start: int, end: int) -> Callable[[SupportsFloat], float]:

@@ -21,7 +21,7 @@ from qrnca_lens.models import HookedModel, option_tokens
 from qrnca_lens.models.activity import last_activations, token_activations
 from qrnca_lens.neurons import Neuron, NeuronSet
 
-EFFECT_QUERIES, EXAMPLES, NEIGHBOURS = 24, 3, 8
+EFFECT_QUERIES, EXAMPLES, NEIGHBOURS, SHOWN_SCORES = 24, 3, 8, 8
 EDITS = {"ablated (x 0)": 0.0, "doubled (x 2)": 2.0}
 
 
@@ -99,6 +99,7 @@ class NeuronCard(html.View):
                 f"<h2>{self.neuron}</h2>",
                 html.note(kind),
                 html.section("By group", html.table(self.by_group())),
+                html.section("By query", *self._scores_html()),
                 html.section(
                     "Activation at the last token",
                     html.note(
@@ -112,6 +113,14 @@ class NeuronCard(html.View):
                 html.section("Nearest neurons by query profile", self._neighbours_html()),
             ]
         )
+
+    def _scores_html(self) -> list[str]:
+        shown = self.scores.head(SHOWN_SCORES)
+        if shown.empty:
+            return [html.note("It is in no query's cluster.")]
+        words = f"The {len(shown)} of {len(self.scores)} clusters with it where it counts most; a rank makes it a QR neuron."
+        ranks = ["" if pd.isna(rank) else int(rank) for rank in shown["rank"]]
+        return [html.note(words), html.table(shown.assign(rank=ranks))]
 
     def _strongest(self) -> float:
         return max((float(np.abs(e.values).max()) for found in self.examples.values() for e in found), default=1.0)
@@ -131,8 +140,8 @@ class NeuronCard(html.View):
         if self.effects.empty:
             return [html.note("It is in no query's cluster, so nothing was measured.")]
         of = int(self.scores["na"].notna().sum())
-        which = f"the {len(self.effects)} of {of} queries where it ranks highest"
-        return [html.note(f"Mean P(right letter) over a query's prompts, for {which}."), html.table(self.effects)]
+        which = f"{len(self.effects)} of {of} queries, those where it ranks highest"
+        return [html.note(f"Mean P(right letter) over a query's prompts; {which}."), html.table(self.effects)]
 
     def _neighbours_html(self) -> str:
         if self.neighbours.empty:

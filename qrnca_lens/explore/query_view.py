@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from qrnca_lens.attribution.last_token import LastToken, factors_of
-from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.data import LETTERS, Query
 from qrnca_lens.explore import drawing, html
 from qrnca_lens.explore.runs import asked_query, model_of
@@ -34,6 +34,7 @@ class QueryView(html.View):
     letters: pd.DataFrame
     neurons: pd.DataFrame
     dose: pd.DataFrame
+    model: ModelShape
 
     @property
     def right(self) -> str:
@@ -82,9 +83,16 @@ class QueryView(html.View):
                     drawing.lines(right, FACTORS, x_title="factor", y_title=f"P({asked.letter})", strong=ALL),
                     "</figure></div>",
                 ),
-                html.section("Its QR neurons", html.table(shown, raw=["neuron"])),
+                html.section("Its QR neurons", self._map(), html.table(shown, raw=["neuron"])),
             ]
         )
+
+    def _map(self) -> str:
+        rows = self.neurons[["layer", "neuron", "naica", "rank"]].itertuples(index=False, name=None)
+        marks = [
+            (a, b, naica, f"{Neuron(a, b)}, rank {rank}, naica {naica:.4f} ({self.query.id})") for a, b, naica, rank in rows
+        ]
+        return drawing.dots(marks, self.model.n_layers, self.model.d_mlp)
 
 
 def show(located: QRNeurons, query_id: str, model: HookedModel | None = None, *, prompt: int = 0) -> QueryView:
@@ -105,7 +113,7 @@ def show(located: QRNeurons, query_id: str, model: HookedModel | None = None, *,
     neurons = located.table.loc[located.table["query"] == query_id, columns].reset_index(drop=True)
     chosen = located.for_query(query_id)
     edits = [(ALL, chosen), *((str(neuron), NeuronSet((neuron,))) for neuron in chosen)]
-    return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt].text, edits))
+    return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt].text, edits), located.model)
 
 
 def dose_response(model: HookedModel, text: str, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
