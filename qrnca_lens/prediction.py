@@ -70,11 +70,17 @@ def predict_from_neurons(
         prompted = letter_probabilities(model, asked).argmax(1).numpy()
         rows.append(_row(group, "the prompted model", "", 0, prompted == right))
         controls = random_sets({group: neurons}, located.model.d_mlp, seed=seed)[group]
+        both = neurons | controls
+        fitting = [query for query in fitted if query.group == group]
+        activity = last_activations(model, [prompt.text for prompt in asked], both).numpy()
+        learned = last_activations(model, [prompt.text for query in fitting for prompt in query.prompts], both).numpy()
         for name, chosen in (("QR neurons", neurons), ("random, same layers", controls)):
-            activity = last_activations(model, [prompt.text for prompt in asked], chosen).numpy()
-            probe = _probe(model, [query for query in fitted if query.group == group], chosen, seed)
-            rows.append(_row(group, name, "probe", len(chosen), probe.predict(activity) == right))
-            rows.append(_row(group, name, "direct", len(chosen), _direct(model, asked, activity, chosen) == right))
+            columns = [k for k, neuron in enumerate(sorted(both)) if neuron in chosen]
+            probe = _probe(learned[:, columns], fitting, seed)
+            found = probe.predict(activity[:, columns]) == right
+            rows.append(_row(group, name, "probe", len(chosen), found))
+            found = _direct(model, asked, activity[:, columns], chosen) == right
+            rows.append(_row(group, name, "direct", len(chosen), found))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -83,13 +89,13 @@ def _row(group: str, neurons: str, reading: str, count: int, right: np.ndarray) 
     return (group, neurons, reading, count, int(right.sum()), len(right), float(right.mean()), bounds.low, bounds.high)
 
 
-def _probe(model: HookedModel, queries: Sequence[Query], neurons: NeuronSet, seed: int) -> GridSearchCV:
+def _probe(activity: np.ndarray, queries: Sequence[Query], seed: int) -> GridSearchCV:
+    """The fitted probe; `activity` has a row for every prompt of `queries`, in their order."""
     prompts = [(query.id, prompt) for query in queries for prompt in query.prompts]
-    activity = last_activations(model, [prompt.text for _, prompt in prompts], neurons).numpy()
     letters = np.array([LETTERS.index(prompt.letter) for _, prompt in prompts])
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
     folds = GroupKFold(min(_FOLDS, len({query.id for query in queries})), shuffle=True, random_state=seed)
-    search = GridSearchCV(regression, {"logisticregression__C": list(_PENALTIES)}, cv=folds)
+    search = GridSearchCV(regression, {"logisticregression__C": list(_PENALTIES)}, cv=folds, n_jobs=-1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return search.fit(activity, letters, groups=[query for query, _ in prompts])
