@@ -67,7 +67,7 @@ def _section(section: Section, figure_id: str) -> str:
             config={"responsive": True, "displaylogo": False},
         )
     elif isinstance(content, pd.DataFrame):
-        shown = f'<div class="scroll">{content.to_html(index=False, float_format=_number, border=0)}</div>'
+        shown = f'<div class="scroll">{content.to_html(index=False, float_format=_number, na_rep="", border=0)}</div>'
     else:
         shown = f"<pre>{html.escape(content)}</pre>" if content else ""
     return f"<section><h2>{html.escape(section.title)}</h2>{paragraphs}{shown}</section>"
