@@ -6,13 +6,14 @@ it token views show their static rendering, on GitHub too).
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
+from qrnca_lens.explore.components import library
 
 
 def execute(path: Path) -> None:
@@ -26,7 +27,7 @@ def execute(path: Path) -> None:
         for output in cell.get("outputs", []):
             page = output.get("data", {}).get("text/html")
             if page:
-                output["data"]["text/html"] = re.sub(r'(?s)<script>"use strict";var CircuitsVis=.*?</script>', "", page)
+                output["data"]["text/html"] = page.replace(f"<script>{library()}</script>", "")
     nbformat.write(notebook, path)
 
 

@@ -37,7 +37,7 @@ from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.editing.effects import random_sets
 from qrnca_lens.models import HookedModel, option_tokens
 from qrnca_lens.models.activity import last_activations
-from qrnca_lens.models.letters import letter_probabilities
+from qrnca_lens.models.letters import letters_and_activations
 from qrnca_lens.neurons import NeuronSet
 
 _PENALTIES = (0.001, 0.01, 0.1, 1.0)
@@ -67,12 +67,12 @@ def predict_from_neurons(
             continue
         asked = [prompt for query in evaluation if query.group == group for prompt in query.prompts]
         right = np.array([LETTERS.index(prompt.letter) for prompt in asked])
-        prompted = letter_probabilities(model, asked).argmax(1).numpy()
-        rows.append(_row(group, "the prompted model", "", 0, prompted == right))
         controls = random_sets({group: neurons}, located.model.d_mlp, seed=seed)[group]
         both = neurons | controls
         fitting = [query for query in fitted if query.group == group]
-        activity = last_activations(model, [prompt.text for prompt in asked], both).numpy()
+        letters, activations = letters_and_activations(model, asked, both)
+        activity = activations.numpy()
+        rows.append(_row(group, "the prompted model", "", 0, letters.argmax(1).numpy() == right))
         learned = last_activations(model, [prompt.text for query in fitting for prompt in query.prompts], both).numpy()
         for name, chosen in (("QR neurons", neurons), ("random, same layers", controls)):
             columns = [k for k, neuron in enumerate(sorted(both)) if neuron in chosen]

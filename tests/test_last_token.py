@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from tiny import ENGINE_FAMILIES
 
-from qrnca_lens.attribution.last_token import LastToken, factors_of
+from qrnca_lens.attribution.last_token import LastToken, factors_of, scaled_logits
 from qrnca_lens.editing import scale
 from qrnca_lens.models import to_tokens
 from qrnca_lens.neurons import NeuronSet
@@ -28,6 +29,17 @@ def test_rows_equal_interventions_on_the_whole_prompt(family: str, model_of: Cal
                 assert torch.allclose(row, model(ids)[0, -1], atol=1e-4)
         else:
             assert torch.allclose(row, last.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*ENGINE_FAMILIES, "opt"])
+def test_prompts_of_different_lengths_run_together(family: str, model_of: Callable[[str], Any]) -> None:
+    model, texts = model_of(family), [TEXT, TEXT.replace("three", "three and a half"), "Answer:"]
+    found = scaled_logits(model, texts, factors_of(model, EDITS))
+    assert found.shape[:2] == (3, len(EDITS))
+    for text, rows in zip(texts, found, strict=True):
+        for row, (neurons, factor) in zip(rows, EDITS, strict=True):
+            with scale(model, neurons, factor) if len(neurons) else nullcontext():
+                assert torch.allclose(row, model(to_tokens(model, text)[None])[0, -1], atol=1e-4)
 
 
 def test_a_hook_the_rows_cannot_see_takes_the_whole_prompt(model_of: Callable[[str], Any]) -> None:

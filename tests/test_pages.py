@@ -15,14 +15,15 @@ from qrnca_lens.localization import group_heatmap, layer_counts
 from qrnca_lens.report import Section, write_page
 
 
-def result(n_layers: int = 2, d_mlp: int = 10) -> QRNeurons:
-    """Four queries in two groups, each with neurons of its own."""
+def result(n_layers: int = 2, d_mlp: int = 10, extra: tuple[tuple[str, str, int, int, float], ...] = ()) -> QRNeurons:
+    """Four queries in two groups, each with neurons of its own, and `extra` rows of their clusters."""
     rows = [
         ("a", "x", 0, 1, 4.0),
         ("a", "x", 1, 9, 1.0),
         ("b", "x", 0, 2, 1.0),
         ("c", "y", 1, 0, 3.0),
         ("d", "y", 1, 3, 2.0),
+        *extra,
     ]
     clusters = pd.DataFrame(rows, columns=["query", "group", "layer", "neuron", "attribution"]).assign(templates=1)
     queries = pd.DataFrame({"query": list("abcd"), "group": list("xxyy"), "prompts": 1, "probability": 0.5, "gap": 0.0})
@@ -38,12 +39,21 @@ def test_a_heatmap_sums_naica_into_bins() -> None:
     assert (coarse.width, coarse.starts) == (3, [0, 3, 6, 9])
     assert coarse.values[0, 0] == pytest.approx((0.8 + 1.0) * ica)
     assert (coarse.neurons[0, 0], coarse.best[0, 0], coarse.best[1, 3], coarse.best[1, 0]) == (2, 2, 9, -1)
+    assert (coarse.query[0, 0], coarse.query[1, 0]) == ("b", "")
     everything = group_heatmap(located)
     assert everything.values.sum() == pytest.approx(located.table["naica"].sum())
     with pytest.raises(KeyError, match="no group 'z' in this result; there are x, y"):
         group_heatmap(located, "z")
     with pytest.raises(ValueError, match="bins must be at least 1"):
         group_heatmap(located, bins=0)
+
+
+def test_a_cell_names_the_query_where_its_strongest_neuron_counts_most() -> None:
+    found = result(extra=(("a", "x", 1, 3, 1.0),))
+    shared = QRNeurons(found.clusters, found.queries, QRNCAConfig(common_share=1.0), found.model)
+    naica = shared.table[(shared.table["layer"] == 1) & (shared.table["neuron"] == 3)].set_index("query")["naica"]
+    assert naica["d"] > naica["a"] > 0
+    assert (group_heatmap(shared).query[1, 3], group_heatmap(shared, "x").query[1, 3]) == ("d", "a")
 
 
 def test_a_large_model_stays_small_in_the_browser() -> None:
@@ -60,6 +70,7 @@ def test_figures_carry_their_data_and_touch_no_global() -> None:
     assert plotly.io.templates.default == before
     assert [trace.name for trace in figure.data] == ["x", "y"]
     assert figure.layout.template.layout.colorway == plots.PALETTE
+    assert figure.data[0].customdata[0, 2].tolist() == [1, 2, "b"]
     assert np.nansum(np.asarray(figure.data[0].z, dtype=float)) == pytest.approx(group_heatmap(result(), "x").values.sum())
     assert [list(bar.y) for bar in plots.layers(result()).data] == [[2, 1], [0, 2]]
     with pytest.raises(KeyError, match="no group 'z'"):

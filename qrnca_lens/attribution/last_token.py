@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch.nn.utils.rnn import pad_sequence
 
 from qrnca_lens.attribution.path import tolerance_of
 from qrnca_lens.attribution.prefix import Hook, SharedPrefix
 from qrnca_lens.models import HookedModel, is_hooked_transformer, mlp_width, site_hook, to_tokens
 from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.shapes import Tokens
 
 Factors = Mapping[int, Float[torch.Tensor, "row neuron"]]
 
@@ -59,30 +59,40 @@ class LastToken:
             if (logits[0] - self.logits).abs().max() <= tolerance_of(self._model) * self.logits.abs().max():
                 return logits[1:]
             self._prefix = None
-        return _whole(self._model, self._tokens, factors)
-
-
-def scaled_logits(model: HookedModel, prompt: str, factors: Factors) -> Float[torch.Tensor, "row token"]:
-    """What `LastToken(model, prompt).scaled(factors)` gives, by running the whole prompt for every row in one batch.
-
-    Faster than the shared prefix for a handful of rows on a small model.
-    """
-    return _whole(model, to_tokens(model, prompt), factors)
+        return _whole(self._model, self._tokens.expand(rows, -1), factors)
 
 
 @torch.no_grad()
-def _whole(model: HookedModel, tokens: Tokens, factors: Factors) -> torch.Tensor:
+def scaled_logits(model: HookedModel, prompts: Sequence[str], factors: Factors) -> Float[torch.Tensor, "prompt row token"]:
+    """What `LastToken(model, prompt).scaled(factors)` gives for every prompt, by running all whole prompts in one batch.
+
+    Faster than the shared prefix for a handful of rows on a small model. Shorter prompts are filled up on the right, where
+    a causal model's earlier positions see nothing.
+    """
+    tokens = [to_tokens(model, prompt) for prompt in prompts]
     rows = len(next(iter(factors.values())))
-    with model.hooks(fwd_hooks=[_scaling(model, layer, values) for layer, values in factors.items()]):
-        return model(tokens.expand(rows, -1))[:, -1]
+    last = torch.tensor([len(ids) - 1 for ids in tokens]).repeat_interleave(rows)
+    each = {layer: values.repeat(len(prompts), 1) for layer, values in factors.items()}
+    logits = _whole(model, pad_sequence(tokens, batch_first=True).repeat_interleave(rows, 0), each, last)
+    return logits.unflatten(0, (len(prompts), rows))
 
 
-def _scaling(model: HookedModel, layer: int, values: torch.Tensor) -> Hook:
-    """A hook that multiplies the activations [row, position, neuron] of the last position by `values` [row, neuron]."""
+@torch.no_grad()
+def _whole(
+    model: HookedModel, tokens: Int[torch.Tensor, "row position"], factors: Factors, last: torch.Tensor | int = -1
+) -> torch.Tensor:
+    """The logits at position `last` of each row of `tokens`, its activations there scaled by the row's factors."""
+    with model.hooks(fwd_hooks=[_scaling(model, layer, values, last) for layer, values in factors.items()]):
+        return model(tokens)[torch.arange(len(tokens)), last]
+
+
+def _scaling(model: HookedModel, layer: int, values: torch.Tensor, last: torch.Tensor | int = -1) -> Hook:
+    """A hook that multiplies the activations [row, position, neuron] of position `last` by `values` [row, neuron]."""
 
     def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
-        last = post[:, -1:] * values[:, None].to(post)
-        return torch.cat([post[:, :-1], last], dim=1)
+        scaled, rows = post.clone(), torch.arange(len(post))
+        scaled[rows, last] *= values.to(post)
+        return scaled
 
     return site_hook(model, layer, "post"), hook
 

@@ -34,10 +34,10 @@ window.qrncaMount ??= (root) => {
 
 @lru_cache(maxsize=1)
 def library() -> str:
-    """The script of CircuitsVis as it ships in its Python package; it sets the global `CircuitsVis`."""
+    """The script of CircuitsVis as it ships in its Python package; it sets `window.CircuitsVis`, once in a page."""
     script = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
-    script = script.rsplit("//# sourceMappingURL", 1)[0]
-    return script.replace(_CLOSE, "<\\/script")
+    script = script.rsplit("//# sourceMappingURL", 1)[0].replace(_CLOSE, "<\\/script")
+    return f"if (!window.CircuitsVis) {{\n{script}\nwindow.CircuitsVis = CircuitsVis; }}\n"
 
 
 def component(name: str, fallback: str, **props: object) -> str:

@@ -11,6 +11,7 @@ from typing import SupportsFloat
 
 import numpy as np
 
+from qrnca_lens.localization import Heatmap
 from qrnca_lens.plots import PALETTE
 
 _LEFT, _BOTTOM, _TOP, _RIGHT = 46, 34, 12, 12
@@ -94,8 +95,9 @@ def bars(rows: Sequence[tuple[str, float, str]], *, title: str) -> str:
     )
 
 
-def grid(values: np.ndarray, starts: Sequence[int], best: np.ndarray, counts: np.ndarray, *, group: str) -> str:
+def grid(shown: Heatmap) -> str:
     """A map layer x neuron bins, layer 0 at the bottom. Each filled cell carries its layer and its strongest neuron."""
+    values, starts, best, counts = shown.values, shown.starts, shown.best, shown.neurons
     layers, columns = values.shape
     width, row = 900, max(8, min(34, 360 // layers))
     height = layers * row + _BOTTOM + _TOP
@@ -107,8 +109,8 @@ def grid(values: np.ndarray, starts: Sequence[int], best: np.ndarray, counts: np
         y = _TOP + (layers - 1 - layer) * row
         share = min(1.0, values[layer, k] / top) if top else 1.0
         tip = (
-            f"layer {layer}, neurons from {starts[k]}: {counts[layer, k]} QR neurons, strongest "
-            f"L{layer}.N{best[layer, k]}; summed naica {values[layer, k]:.4f} ({group})"
+            f"layer {layer}, neurons from {starts[k]}: {counts[layer, k]} QR neurons, strongest L{layer}.N{best[layer, k]}, "
+            f"most in {shown.query[layer, k]}; summed naica {values[layer, k]:.4f} ({shown.group})"
         )
         marks.append(
             f'<rect class="qrnca-cell" data-layer="{layer}" data-neuron="{best[layer, k]}" x="{_LEFT + k * cell:.2f}" '

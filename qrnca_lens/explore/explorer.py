@@ -27,7 +27,7 @@ def script() -> str:
 @lru_cache(maxsize=1)
 def _module() -> str:
     face = "export default { render({ model, el }) { mount(el, model); } };"
-    return f"{library()};window.CircuitsVis ??= CircuitsVis;\n{MOUNT}\n{script()}\n{face}"
+    return f"{library()}{MOUNT}\n{script()}\n{face}"
 
 
 class Explorer(anywidget.AnyWidget):

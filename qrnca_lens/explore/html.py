@@ -40,7 +40,7 @@ def notebook_html(body: str) -> str:
     """
     first = "library" not in _SENT or "google.colab" in sys.modules
     _SENT.add("library")
-    script = f"<script>{library()};window.CircuitsVis=CircuitsVis;</script>" if first else ""
+    script = f"<script>{library()}</script>" if first else ""
     return f'<style>{style()}</style>{script}<div class="qrnca">{body}</div><script>{MOUNT}window.qrncaMount();</script>'
 
 

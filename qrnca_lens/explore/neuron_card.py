@@ -216,12 +216,10 @@ def _effects(model: HookedModel, chosen: Neuron, queries: Sequence[Query], score
     factors = factors_of(model, [(NeuronSet((chosen,)), factor) for factor in (1.0, *EDITS.values())])
     rows = []
     for query in queries:
-        p = []
-        for prompt in query.prompts:
-            right = option_tokens(model.tokenizer, prompt.text).id_of(prompt.letter)
-            logits = scaled_logits(model, prompt.text, factors)
-            p.append(logits.float().softmax(-1)[:, right].cpu())
-        rows.append((query.id, query.group, *torch.stack(p).mean(0).tolist()))
+        right = [option_tokens(model.tokenizer, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
+        logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
+        p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
+        rows.append((query.id, query.group, *p.mean(0).tolist()))
     table = pd.DataFrame(rows, columns=["query", "group", "P untouched", *[f"P {name}" for name in EDITS]])
     return table.merge(scores[["query", "rank"]], on="query", how="left")
 

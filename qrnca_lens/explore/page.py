@@ -62,7 +62,7 @@ def write_explorer(
     data = data.replace("<", "\\u003c")
     body = (
         f'<p>{text(words)}</p><div id="explorer"></div><script type="application/json" id="data">{data}</script>'
-        f"<script>{library()};window.CircuitsVis=CircuitsVis;{MOUNT}</script>"
+        f"<script>{library()}{MOUNT}</script>"
         f'<script>{script()}const {{ state, kept }} = JSON.parse(document.getElementById("data").textContent);'
         'mount(document.getElementById("explorer"), new PageStore(state, kept));</script>'
     )

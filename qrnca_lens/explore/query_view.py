@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from qrnca_lens.attribution.last_token import LastToken, factors_of
 from qrnca_lens.clustering import ModelShape, QRNeurons
@@ -105,13 +106,19 @@ def show(located: QRNeurons, query_id: str, model: HookedModel | None = None, *,
     if not 0 <= prompt < len(query.prompts):
         raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
     model = model_of(located, model)
-    p = letter_probabilities(model, query.prompts)
+    return look(model, located, query, letter_probabilities(model, query.prompts), prompt)
+
+
+def look(
+    model: HookedModel, located: QRNeurons, query: Query, p: Float[torch.Tensor, "prompt letter"], prompt: int = 0
+) -> QueryView:
+    """The view of a query whose letters' probabilities are known already."""
     letters = pd.DataFrame(p.tolist(), columns=[f"P({letter})" for letter in LETTERS])
     letters.insert(0, "prompt", range(len(query.prompts)))
     letters["right"] = [asked.letter for asked in query.prompts]
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
-    neurons = located.table.loc[located.table["query"] == query_id, columns].reset_index(drop=True)
-    chosen = located.for_query(query_id)
+    neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
+    chosen = located.for_query(query.id)
     edits = [(ALL, chosen), *((str(neuron), NeuronSet((neuron,))) for neuron in chosen)]
     return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt].text, edits), located.model)
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import LETTERS
 from qrnca_lens.explore import drawing
 from qrnca_lens.explore.circuit import circuit
 from qrnca_lens.explore.neuron_card import NeuronCard, neuron
-from qrnca_lens.explore.query_view import FACTORS, QueryView, dose_response, show
+from qrnca_lens.explore.query_view import FACTORS, QueryView, dose_response, look
 from qrnca_lens.explore.runs import asked_query, model_of
 from qrnca_lens.localization import group_heatmap
 from qrnca_lens.models import HookedModel
-from qrnca_lens.models.activity import last_activations
+from qrnca_lens.models.letters import letters_and_activations
 from qrnca_lens.neurons import Neuron, NeuronSet
 
 ALL_GROUPS = "all groups"
@@ -24,7 +22,7 @@ _QUESTION = 90
 
 
 class Session:
-    """A run, its model and the activations of all its QR and common neurons at the last token of every prompt."""
+    """A run, its model, and what every prompt gives: P of the letters, activations of the QR and common neurons."""
 
     def __init__(self, model: HookedModel, located: QRNeurons) -> None:
         self.model, self.located = model_of(located, model), located
@@ -32,8 +30,10 @@ class Session:
         pairs = located.table[["layer", "neuron"]].drop_duplicates()
         neurons = NeuronSet.of(*pairs.itertuples(index=False, name=None)) | located.common_set
         self._columns = {n: k for k, n in enumerate(sorted(neurons))}
-        texts = [prompt.text for query in located.asked for prompt in query.prompts]
-        self._activity = last_activations(self.model, texts, neurons) if len(neurons) else torch.empty(len(texts), 0)
+        prompts = [prompt for query in located.asked for prompt in query.prompts]
+        p, self._activity = letters_and_activations(self.model, prompts, neurons)
+        parts = p.split([len(query.prompts) for query in located.asked])
+        self._letters = {query.id: part for query, part in zip(located.asked, parts, strict=True)}
         self._cards: dict[Neuron, str] = {}
         self._queries: dict[str, tuple[QueryView, str]] = {}
 
@@ -120,10 +120,9 @@ class Session:
     def _query(self, query_id: str) -> tuple[QueryView, str]:
         """The view of a query's first prompt and its HTML, kept once computed."""
         if query_id not in self._queries:
-            found = show(self.located, query_id, self.model)
+            found = look(self.model, self.located, self.located.asked[query_id], self._letters[query_id])
             self._queries[query_id] = (found, found.to_html())
         return self._queries[query_id]
 
     def _map(self, group: str | None) -> str:
-        found = group_heatmap(self.located, group)
-        return drawing.grid(found.values, found.starts, found.best, found.neurons, group=group or ALL_GROUPS)
+        return drawing.grid(group_heatmap(self.located, group))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from qrnca_lens.clustering import QRNeurons
 
@@ -15,13 +15,15 @@ from qrnca_lens.clustering import QRNeurons
 class Heatmap:
     """`values[layer, bin]`: summed naica of the neurons first_neuron(bin) .. first_neuron(bin) + width - 1.
 
-    `neurons` and `best` tell, for each cell, how many QR neurons it holds and which has the highest sum (-1 for none).
+    `neurons` and `best` tell, for each cell, how many QR neurons it holds and which has the highest sum (-1 for none);
+    `query` is the query where that one has its highest naica ("" for none).
     """
 
     group: str
     values: Float[np.ndarray, "layer bin"]
     neurons: Int[np.ndarray, "layer bin"]
     best: Int[np.ndarray, "layer bin"]
+    query: Shaped[np.ndarray, "layer bin"]
     width: int
 
     @property
@@ -42,14 +44,17 @@ def group_heatmap(located: QRNeurons, group: str | None = None, *, bins: int = 1
     rows = located.table if group is None else located.table[located.table["group"] == group]
     width = -(-located.model.d_mlp // bins)
     shape = (located.model.n_layers, -(-located.model.d_mlp // width))
-    summed = rows.groupby(["layer", "neuron"], as_index=False).agg(naica=("naica", "sum"))
+    by_neuron = rows.sort_values("naica", ascending=False, kind="stable").groupby(["layer", "neuron"], as_index=False)
+    summed = by_neuron.agg(naica=("naica", "sum"), query=("query", "first"))
     values, count, best = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, -1)
-    for layer, neuron, naica in summed.sort_values("naica").itertuples(index=False, name=None):
+    queries = np.full(shape, "", dtype=object)
+    for layer, neuron, naica, query in summed.sort_values("naica").itertuples(index=False, name=None):
         cell = int(layer), int(neuron) // width
         values[cell] += naica
         count[cell] += 1
         best[cell] = int(neuron)
-    return Heatmap(group or "all groups", values, count, best, width)
+        queries[cell] = str(query)
+    return Heatmap(group or "all groups", values, count, best, queries, width)
 
 
 def layer_counts(located: QRNeurons) -> pd.DataFrame:

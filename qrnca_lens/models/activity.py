@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch.nn.utils.rnn import pad_sequence
 
-from qrnca_lens.models.hooked import HookedModel
+from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook
 from qrnca_lens.models.tokens import to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.shapes import Tokens
 
 
-def batches_of_one_length(tokens: Sequence[torch.Tensor], batch: int) -> list[list[int]]:
-    """The positions of `tokens`, at most `batch` together, all of one length: nothing needs padding."""
-    lengths: dict[int, list[int]] = {}
-    for i, ids in enumerate(tokens):
-        lengths.setdefault(len(ids), []).append(i)
-    return [same[start : start + batch] for same in lengths.values() for start in range(0, len(same), batch)]
+def last_positions(
+    model: HookedModel, texts: Sequence[str], neurons: NeuronSet, *, batch: int = 64
+) -> Iterator[tuple[list[int], Float[torch.Tensor, "row token"], Float[torch.Tensor, "row neuron"]]]:
+    """Read each prompt once: (positions in `texts`, logits after them, what W_out multiplies there), batch after batch.
+
+    The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded and hooks on the
+    last position (see `editing`) act where they should.
+    """
+    tokens = [to_tokens(model, text) for text in texts]
+    names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
+    for rows in _batches_of_one_length(tokens, batch):
+        together, kept = torch.stack([tokens[i] for i in rows]), {}
+        with torch.no_grad():
+            if names:
+                logits, kept = model.run_with_cache(together, names_filter=lambda name: name in names)
+            else:
+                logits = model(together)
+        found = [kept[name][:, -1, indices] for name, indices in names.items()]
+        yield rows, logits[:, -1], torch.cat([logits.new_empty(len(rows), 0), *found], dim=1)
 
 
 def last_activations(
     model: HookedModel, texts: Sequence[str], neurons: NeuronSet, *, batch: int = 64
 ) -> Float[torch.Tensor, "prompt neuron"]:
     """What W_out multiplies at the last position of each prompt (site "post"), the neurons by layer and index; float32."""
-    tokens = [to_tokens(model, text) for text in texts]
-    names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
     found = torch.empty(len(texts), len(neurons))
-    for rows in batches_of_one_length(tokens, batch):
-        with torch.no_grad():
-            _, cache = model.run_with_cache(torch.stack([tokens[i] for i in rows]), names_filter=lambda name: name in names)
-        found[rows] = torch.cat([cache[name][:, -1, indices] for name, indices in names.items()], dim=1).float().cpu()
+    for rows, _, posts in last_positions(model, texts, neurons, batch=batch):
+        found[rows] = posts.float().cpu()
     return found
 
 
@@ -48,8 +57,9 @@ def token_activations(
     if not tokens:
         return []
     name = site_hook(model, neuron.layer, "post")
+    stop = {"stop_at_layer": neuron.layer + 1} if is_hooked_transformer(model) else {}
     with torch.no_grad():
-        _, cache = model.run_with_cache(pad_sequence(tokens, batch_first=True), names_filter=name)
+        _, cache = model.run_with_cache(pad_sequence(tokens, batch_first=True), names_filter=name, **stop)
     return [
         (token_texts(model, ids), row[: len(ids), neuron.index].float().cpu())
         for ids, row in zip(tokens, cache[name], strict=True)
@@ -61,3 +71,11 @@ def token_texts(model: HookedModel, tokens: Tokens) -> list[str]:
     texts = [str(model.tokenizer.decode([token])) for token in tokens.tolist()]
     pieces = model.tokenizer.convert_ids_to_tokens(tokens.tolist())
     return [str(piece) if "\ufffd" in text else text for text, piece in zip(texts, pieces, strict=True)]
+
+
+def _batches_of_one_length(tokens: Sequence[torch.Tensor], batch: int) -> list[list[int]]:
+    """The positions of `tokens`, at most `batch` together, all of one length: nothing needs padding."""
+    lengths: dict[int, list[int]] = {}
+    for i, ids in enumerate(tokens):
+        lengths.setdefault(len(ids), []).append(i)
+    return [same[start : start + batch] for same in lengths.values() for start in range(0, len(same), batch)]

@@ -9,28 +9,30 @@ import torch
 from jaxtyping import Float
 
 from qrnca_lens.data import LETTERS, Prompt, QuerySet
-from qrnca_lens.models.activity import batches_of_one_length
+from qrnca_lens.models.activity import last_positions
 from qrnca_lens.models.hooked import HookedModel, check_hooked
-from qrnca_lens.models.tokens import option_tokens, to_tokens
+from qrnca_lens.models.tokens import option_tokens
+from qrnca_lens.neurons import NeuronSet
 
 
 def letter_probabilities(
     model: HookedModel, prompts: Sequence[Prompt], *, batch: int = 64
 ) -> Float[torch.Tensor, "prompt letter"]:
-    """P of each option letter (A, B, C, D) as the next token of each prompt, from a softmax over the whole vocabulary.
+    """P of each option letter (A, B, C, D) as the next token of each prompt, from a softmax over the whole vocabulary."""
+    return letters_and_activations(model, prompts, NeuronSet(), batch=batch)[0]
 
-    Prompts with the same number of tokens run together, so that nothing is padded and hooks on the last position (see
-    `editing`) act where they should.
-    """
+
+def letters_and_activations(
+    model: HookedModel, prompts: Sequence[Prompt], neurons: NeuronSet, *, batch: int = 64
+) -> tuple[Float[torch.Tensor, "prompt letter"], Float[torch.Tensor, "prompt neuron"]]:
+    """`letter_probabilities` and `activity.last_activations` from one reading of each prompt."""
     check_hooked(model)
-    tokens = [to_tokens(model, prompt.text) for prompt in prompts]
     letters = torch.tensor([option_tokens(model.tokenizer, prompt.text).ids for prompt in prompts])
-    found = torch.empty(len(prompts), len(LETTERS))
-    for rows in batches_of_one_length(tokens, batch):
-        with torch.no_grad():
-            logits = model(torch.stack([tokens[i] for i in rows]))[:, -1]
-        found[rows] = logits.float().softmax(-1).cpu().gather(1, letters[rows])
-    return found
+    p, activations = torch.empty(len(prompts), len(LETTERS)), torch.empty(len(prompts), len(neurons))
+    for rows, logits, posts in last_positions(model, [prompt.text for prompt in prompts], neurons, batch=batch):
+        p[rows] = logits.float().softmax(-1).cpu().gather(1, letters[rows])
+        activations[rows] = posts.float().cpu()
+    return p, activations
 
 
 def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.DataFrame:
