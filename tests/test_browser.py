@@ -88,7 +88,8 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
     page = watched.open(explorer_page)
     data = json.loads(page.locator("#data").text_content())
     query = data["state"]["selected"]["query"]
-    first, second = (f"L{layer}.N{index}" for layer, index, _ in data["state"]["catalog"]["queries"][0]["neurons"][:2])
+    about = next(q for q in data["state"]["catalog"]["queries"] if q["id"] == query)
+    first, second = (f"L{layer}.N{index}" for layer, index, _ in about["neurons"][:2])
     assert page.locator('[data-part="card"] h2').inner_text() == first
     page.locator(f'[data-part="query"] button:text-is("{second}")').click()
     assert page.locator('[data-part="card"] h2').inner_text() == second

@@ -328,7 +328,12 @@ def test_components_carry_their_numbers() -> None:
 def test_the_explorer_follows_python(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
     model, located = run
     explorer = Explorer(model, short_queries, located)
-    assert explorer.neuron in located.for_query(explorer.selected["query"])
+    first = located.table.nlargest(1, "naica").iloc[0]
+    assert (explorer.selected["query"], explorer.neuron) == (
+        first["query"],
+        Neuron(int(first["layer"]), int(first["neuron"])),
+    )
+    assert type(explorer.selected["layer"]) is int
     second = list(located.for_query("q3"))[1]
     explorer.selected = {"query": "q3", "layer": second.layer, "neuron": second.index, "factor": 0, "scope": "neuron"}
     assert explorer.neuron == second

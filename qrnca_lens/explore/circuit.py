@@ -87,7 +87,8 @@ def _neuron_html(found: Circuit, neuron: Neuron) -> str:
     rows = found.of(neuron)
     writes = found.writes[(found.writes["layer"] == neuron.layer) & (found.writes["neuron"] == neuron.index)]
     charts = []
-    for name, part in rows.groupby("input", sort=False):
+    for name in found.inputs["input"].unique():
+        part = rows[rows["input"] == name]
         whole = part["value"].sum()
         strongest = part.head(SHOWN_SOURCES)
         rest = whole - strongest["value"].sum()

@@ -6,7 +6,7 @@ Every mark has its exact value in a tooltip. Ink is the page's own colour, so th
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import SupportsFloat
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from qrnca_lens.localization import Heatmap
 from qrnca_lens.plots import PALETTE
 
-_LEFT, _BOTTOM, _TOP, _RIGHT = 46, 34, 12, 12
+_LEFT, _BOTTOM, _TOP, _RIGHT = 46, 34, 12, 20
 POSITIVE, NEGATIVE = PALETTE[1], PALETTE[0]
 
 
@@ -33,11 +33,7 @@ def lines(series: Mapping[str, Sequence[float]], x: Sequence[float], *, x_title:
             for a, b in zip(x, values, strict=True)
         ]
     axes = _axes(width, height, [(across(v), f"{v:g}") for v in _ticks(x)], [(up(v), f"{v:g}") for v in (0, 0.5, 1)])
-    legend = "".join(
-        f'<li><span style="background:{PALETTE[i % len(PALETTE)]}"></span>{html.escape(name)}</li>'
-        for i, name in enumerate(series)
-    )
-    return f'{_svg(width, height, axes + "".join(marks), x_title, y_title)}<ul class="qrnca-legend">{legend}</ul>'
+    return _svg(width, height, axes + "".join(marks), x_title, y_title) + _legend(series)
 
 
 def histogram(values: Mapping[str, np.ndarray], *, x_title: str, bins: int = 30) -> str:
@@ -62,12 +58,7 @@ def histogram(values: Mapping[str, np.ndarray], *, x_title: str, bins: int = 30)
     zero = f'<line x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" class="qrnca-zero"/>'
     ticks = [(across(v), f"{v:.3g}") for v in sorted({float(edges[0]), 0.0, float(edges[-1])})]
     axes = _axes(width, height, ticks, [(up(0), "0"), (up(most), str(most))])
-    legend = "".join(
-        f'<li><span style="background:{PALETTE[i % len(PALETTE)]}"></span>{html.escape(name)}</li>'
-        for i, name in enumerate(counts)
-    )
-    chart = _svg(width, height, axes + "".join(marks) + zero, x_title, "prompts")
-    return f'{chart}<ul class="qrnca-legend">{legend}</ul>'
+    return _svg(width, height, axes + "".join(marks) + zero, x_title, "prompts") + _legend(counts)
 
 
 def bars(rows: Sequence[tuple[str, float, str]], *, title: str) -> str:
@@ -144,6 +135,14 @@ def dots(marks: Sequence[tuple[int, int, float, str]], n_layers: int, d_mlp: int
         [(up(layer), str(layer)) for layer in range(0, n_layers, every)],
     )
     return _svg(width, height, axes + shown, "neuron index", "layer")
+
+
+def _legend(names: Iterable[str]) -> str:
+    entries = "".join(
+        f'<span><i style="background:{PALETTE[i % len(PALETTE)]}"></i>{html.escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+    return f'<p class="qrnca-legend">{entries}</p>'
 
 
 def _scale(low: SupportsFloat, high: SupportsFloat, start: int, end: int) -> Callable[[SupportsFloat], float]:

@@ -5,7 +5,7 @@ const LETTERS = ["A", "B", "C", "D"];
 
 function mount(root, store) {
   const catalog = store.get("catalog");
-  root.classList.add("qrnca");
+  root.classList.add("qrnca", "qrnca-explorer");
   root.innerHTML = `
     <div class="qrnca-controls">
       <label>group <select data-role="group"></select></label>
@@ -20,9 +20,13 @@ function mount(root, store) {
       <label>times <input type="range" data-role="factor"> <output data-role="times"></output></label>
     </div>
     <div class="qrnca-letters" data-role="letters"></div>
-    <details data-part="query" open><summary>Query</summary><div></div></details>
-    <details data-part="card" open><summary>Neuron</summary><div></div></details>
-    <details data-part="circuit" open><summary>Circuit at the last token</summary><div></div></details>`;
+    <div class="qrnca-columns">
+      <div>
+        <details data-part="query" open><summary>Query</summary><div></div></details>
+        <details data-part="circuit" open><summary>Circuit at the last token</summary><div></div></details>
+      </div>
+      <details data-part="card" open><summary>Neuron</summary><div></div></details>
+    </div>`;
   const part = (role) => root.querySelector(`[data-role="${role}"]`);
   const names = `scope-${Math.random().toString(36).slice(2)}`; // two explorers on one page must not share their buttons
   for (const button of root.querySelectorAll('input[name="scope"]')) button.name = names;

@@ -22,6 +22,7 @@ from qrnca_lens.models.activity import last_activations, token_activations
 from qrnca_lens.neurons import Neuron, NeuronSet
 
 EFFECT_QUERIES, EXAMPLES, NEIGHBOURS, SHOWN_SCORES = 24, 3, 8, 8
+GROUP_TITLES = {"in_clusters": "in clusters", "as_qr_neuron": "QR neuron"}
 EDITS = {"ablated (x 0)": 0.0, "doubled (x 2)": 2.0}
 
 
@@ -77,7 +78,7 @@ class NeuronCard(html.View):
         )
 
     def __repr__(self) -> str:
-        kind = "common" if self.common else f"QR neuron of {self.scores['rank'].notna().sum()} queries"
+        kind = "common" if self.common else self._role()
         return f"NeuronCard({self.neuron}, {kind}, in {self.share:.1%} of the clusters)"
 
     def to_html(self) -> str:
@@ -85,7 +86,7 @@ class NeuronCard(html.View):
         kind = (
             f"A common neuron: it is in {self.share:.1%} of all clusters, so it counts for no single query."
             if self.common
-            else f"QR neuron of {self.scores['rank'].notna().sum()} queries; in {self.share:.1%} of all clusters."
+            else f"{self._role()}; in {self.share:.1%} of all clusters."
         )
         groups = {str(group): part["activation"].to_numpy() for group, part in self.activity.groupby("group", sort=False)}
         signs = [
@@ -98,7 +99,7 @@ class NeuronCard(html.View):
             [
                 f"<h2>{self.neuron}</h2>",
                 html.note(kind),
-                html.section("By group", html.table(self.by_group())),
+                html.section("By group", html.table(self.by_group().rename(columns=GROUP_TITLES))),
                 html.section("By query", *self._scores_html()),
                 html.section(
                     "Activation at the last token",
@@ -113,6 +114,10 @@ class NeuronCard(html.View):
                 html.section("Nearest neurons by query profile", self._neighbours_html()),
             ]
         )
+
+    def _role(self) -> str:
+        queries = int(self.scores["rank"].notna().sum())
+        return f"QR neuron of {queries} {'query' if queries == 1 else 'queries'}"
 
     def _scores_html(self) -> list[str]:
         shown = self.scores.head(SHOWN_SCORES)

@@ -49,7 +49,7 @@ def write_explorer(
     if not queries:
         raise ValueError("no query of this run has QR neurons; there is nothing to explore")
     catalog["queries"] = queries
-    selected = session.first()
+    selected = session.first([query["id"] for query in queries])
     kept = _kept(session, queries, progress)
     data = json.dumps(
         {"state": {"catalog": catalog, "selected": selected}, "kept": kept}, ensure_ascii=True, allow_nan=False

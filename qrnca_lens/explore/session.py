@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from qrnca_lens.clustering import QRNeurons
@@ -57,15 +58,17 @@ class Session:
             "anyNeuron": any_neuron,
         }
 
-    def first(self) -> dict[str, Any]:
-        """The selection to begin with: the first query that has QR neurons, and the best of them."""
-        ids = [str(query) for query in self.located.queries["query"] if len(self.located.for_query(query))]
-        best = next(iter(self.located.for_query(ids[0]))) if ids else None
+    def first(self, queries: Collection[str] | None = None) -> dict[str, Any]:
+        """The selection to begin with: the neuron and query (of `queries`; None: of all) with the highest naica."""
+        rows = self.located.table
+        rows = rows if queries is None else rows[rows["query"].isin(list(queries))]
+        best = next(rows.nlargest(1, "naica")[["query", "layer", "neuron"]].itertuples(index=False, name=None), None)
+        query, layer, index = best or (self.located.queries["query"][0], None, None)
         return {
             "group": ALL_GROUPS,
-            "query": ids[0] if ids else str(self.located.queries["query"][0]),
-            "layer": best.layer if best else None,
-            "neuron": best.index if best else None,
+            "query": str(query),
+            "layer": layer,
+            "neuron": index,
             "scope": "neuron",
             "factor": 1.0,
         }
