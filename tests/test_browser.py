@@ -15,6 +15,9 @@ from qrnca_lens.demo import run_demo
 from qrnca_lens.explore import Explorer, circuit, neuron, show, write_explorer
 from qrnca_lens.explore.html import style
 from qrnca_lens.pipeline import locate
+from qrnca_lens.study import Subject, reproduce
+from qrnca_lens.study.report import write_report
+from qrnca_lens.study.reproduce import Sample
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -143,6 +146,24 @@ def test_the_report_of_the_demo_loads(report: Path, watched: Watched) -> None:
     page = watched.open(report)
     assert page.locator(".js-plotly-plot").count() == 2
     watched.check()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, atlas: Any, short_queries: QuerySet) -> Path:
+    few, short = Sample(extended=1, collateral=1, permutations=20), Subject("short", short_queries, (short_queries,))
+    found = reproduce(atlas, [short], tmp_path_factory.mktemp("study"), sample=few, progress=False)
+    return write_report(found)
+
+
+def test_the_report_of_a_study_loads(study: Path, watched: Watched) -> None:
+    page = watched.open(study)
+    figures = sorted((study.parent / "figures").glob("*.html"))
+    assert page.locator(".js-plotly-plot").count() == len(figures) > 5
+    watched.check()
+    for figure in figures:
+        page = watched.open(figure)
+        assert page.locator(".js-plotly-plot .main-svg").count() > 0
+        watched.check()
 
 
 def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Path) -> None:
