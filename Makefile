@@ -22,11 +22,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest -q
 
-# the pages in a headless browser; Debian's package is installed where there is none
+# the pages, and the views in JupyterLab, in a headless browser; Debian's package is installed where there is none
 test-browser: .venv/ready
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		$(SUDO) sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends chromium'
-	$(BIN)/pytest -q -m browser tests/test_browser.py
+	$(BIN)/pytest -q -m browser
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browsing import Watched, chromium
 from tiny import save_tiny
 
 from qrnca_lens.data import Prompt, Query, QuerySet
@@ -59,3 +60,18 @@ def short_queries() -> QuerySet:
         ),
         "short",
     )
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(params=(1280, 390))
+def watched(browser: Any, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    """An empty page, wide and narrow."""
+    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    context.set_default_timeout(20_000)
+    yield Watched(context.new_page())
+    context.close()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Watched, letters, set_factor
 
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
 from qrnca_lens.demo import run_demo
@@ -20,50 +19,7 @@ from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduce import Sample
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><img src=http://example.invalid/x onerror=window.hacked=1> <b>"
-WIDTHS = (1280, 390)
-
-
-class Watched:
-    """A page of a browser with everything that it complained about or asked for."""
-
-    def __init__(self, page: Any) -> None:
-        self.page, self.complaints, self.requests = page, [], []
-        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda r: self.requests.append(r.url) if not r.url.startswith(("data:", "blob:")) else None)
-
-    def open(self, path: Path) -> Any:
-        self.page.goto(path.as_uri())
-        self.requests.remove(path.as_uri())
-        return self.page
-
-    def check(self) -> None:
-        assert self.complaints == []
-        assert self.requests == []
-        wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 1, f"the page is {wide} pixels wider than the window"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if CHROMIUM is None:
-        pytest.fail("no chromium on this machine; install Debian's package chromium (make test-browser does)")
-    with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-component-update"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(params=WIDTHS)
-def watched(browser: Any, request: pytest.FixtureRequest) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": request.param, "height": 900})
-    context.set_default_timeout(20_000)
-    yield Watched(context.new_page())
-    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +30,6 @@ def run(atlas: Any) -> Any:
 @pytest.fixture(scope="module")
 def explorer_page(atlas: Any, run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_explorer(run, tmp_path_factory.mktemp("page") / "explorer.html", atlas, top=2, per_group=1, progress=False)
-
-
-def letters(page: Any) -> dict[str, float]:
-    return {o.get_attribute("data-letter"): float(o.inner_text()) for o in page.locator("output[data-letter]").all()}
-
-
-def set_factor(page: Any, factor: float) -> None:
-    slider = page.locator('[data-role="factor"]')
-    slider.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }", str(int(4 * factor)))
 
 
 def test_the_explorer_page_shows_the_neuron_that_is_clicked(
