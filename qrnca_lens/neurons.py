@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import pandas as pd
 
@@ -35,7 +37,7 @@ class NeuronSet:
     @classmethod
     def of(cls, *pairs: tuple[int, int]) -> NeuronSet:
         """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`."""
-        return cls(tuple(Neuron(int(layer), int(index)) for layer, index in pairs))
+        return cls(tuple(neuron_at(layer, index) for layer, index in pairs))
 
     def __len__(self) -> int:
         return len(self.neurons)
@@ -77,8 +79,22 @@ class NeuronSet:
                 )
 
 
+def neuron_at(layer: SupportsIndex, index: SupportsIndex) -> Neuron:
+    """A Neuron from whole numbers of any kind (numpy's, say). TypeError for anything else, True and 1.0 too."""
+    for name, value in (("layer", layer), ("index", index)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"a neuron's {name} must be a whole number, not {value!r}")
+    return Neuron(operator.index(layer), operator.index(index))
+
+
 def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
-    """A NeuronSet of one neuron or of any iterable of neurons (a NeuronSet passes through)."""
+    """A NeuronSet of one neuron or of any iterable of neurons (a NeuronSet passes through). TypeError for other things."""
     if isinstance(neurons, NeuronSet):
         return neurons
-    return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))
+    found = (neurons,) if isinstance(neurons, Neuron) else tuple(neurons)
+    for neuron in found:
+        if not isinstance(neuron, Neuron):
+            raise TypeError(
+                f"expected neurons, found {neuron!r}; make them with Neuron(layer, index) or NeuronSet.of((3, 17))"
+            )
+    return NeuronSet(found)

@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from browsing import Watched, chromium
 from tiny import save_tiny
 
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.models import load_model
+from qrnca_lens.pipeline import locate
 
 torch.set_num_threads(1)  # the models are tiny; more threads only wait for one another
 
@@ -60,6 +63,33 @@ def short_queries() -> QuerySet:
         ),
         "short",
     )
+
+
+@pytest.fixture(scope="session")
+def located_of(model_of: Callable[[str], Any], short_queries: QuerySet) -> Callable[[str], QRNeurons]:
+    """A run of a family's tiny model over the short queries, made once a session."""
+    made: dict[str, QRNeurons] = {}
+
+    def get(family: str) -> QRNeurons:
+        if family not in made:
+            made[family] = locate(model_of(family), short_queries, QRNCAConfig(steps=2), progress=False)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture
+def run(model_of: Callable[[str], Any], located_of: Callable[[str], QRNeurons]) -> tuple[Any, QRNeurons]:
+    """The tiny Llama and its run over the short queries."""
+    return model_of("llama"), located_of("llama")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations are not checked, as in a session of a user's, so that the package's own errors are seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

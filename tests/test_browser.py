@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,17 @@ def explorer_page(atlas: Any, run: Any, tmp_path_factory: pytest.TempPathFactory
     return write_explorer(run, tmp_path_factory.mktemp("page") / "explorer.html", atlas, top=2, per_group=1, progress=False)
 
 
+def data_of(page: Any) -> dict[str, Any]:
+    """What an explorer's page holds, once it has been unpacked."""
+    page.wait_for_selector('[data-part="card"] h2')
+    return json.loads(gzip.decompress(b64decode(page.locator("#data").text_content())))
+
+
 def test_the_explorer_page_shows_the_neuron_that_is_clicked(
     explorer_page: Path, watched: Watched, atlas: Any, run: Any
 ) -> None:
     page = watched.open(explorer_page)
-    data = json.loads(page.locator("#data").text_content())
+    data = data_of(page)
     query = data["state"]["selected"]["query"]
     about = next(q for q in data["state"]["catalog"]["queries"] if q["id"] == query)
     first, second = (f"L{layer}.N{index}" for layer, index, _ in about["neurons"][:2])
@@ -70,7 +78,7 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
 
 def test_a_neuron_that_is_not_kept_is_told_so(explorer_page: Path, watched: Watched) -> None:
     page = watched.open(explorer_page)
-    kept = set(json.loads(page.locator("#data").text_content())["kept"]["cards"])
+    kept = set(data_of(page)["kept"]["cards"])
     before = page.locator('[data-part="card"] h2').inner_text()
     for cell in page.locator('[data-role="map"] .qrnca-cell').all():
         layer, index = cell.get_attribute("data-layer"), cell.get_attribute("data-neuron")
@@ -152,7 +160,8 @@ def test_the_widget_talks_to_its_model(watched: Watched, atlas: Any, run: Any, t
     module = explorer._esm.replace("</script", "<\\/script")
     stand_in = (
         "class Model { constructor(s) { this.s = s; this.h = {}; this.sent = []; } get(k) { return this.s[k]; }"
-        "set(k, v) { this.s[k] = v; } on(e, f) { this.h[e] = f; } save_changes() { this.sent.push(this.s.selected); } }"
+        "set(k, v) { this.s[k] = v; this.h['change:' + k]?.(); } on(e, f) { this.h[e] = f; }"
+        "save_changes() { this.sent.push(this.s.selected); } }"
     )
     path = tmp_path / "widget.html"
     path.write_text(

@@ -1,49 +1,25 @@
+"""Neuron cards and query views."""
+
 from __future__ import annotations
 
-import re
-import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from qrnca_lens.clustering import QRNCAConfig, QRNeurons
-from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.editing import scale
-from qrnca_lens.explore import Explorer, circuit, neuron, show, write_explorer
-from qrnca_lens.explore import html as pieces
-from qrnca_lens.explore.components import attention_patterns, coloured_tokens, component, library
+from qrnca_lens.explore import neuron, show
 from qrnca_lens.explore.query_view import ALL, FACTORS
-from qrnca_lens.models import ModelError, option_tokens, site_hook, to_tokens
+from qrnca_lens.models import site_hook, to_tokens
 from qrnca_lens.models.activity import last_activations
 from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.pipeline import locate
 from qrnca_lens.store import RunError
-
-HOSTILE = '</script><img src=x onerror=window.hacked=1> & "quotes" <b>'
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gpt-neox", "opt")
-
-
-@pytest.fixture(scope="module")
-def located_of(model_of: Callable[[str], Any], short_queries: QuerySet) -> Callable[[str], QRNeurons]:
-    """A run of a family's tiny model over the short queries, made once."""
-    made: dict[str, QRNeurons] = {}
-
-    def get(family: str) -> QRNeurons:
-        if family not in made:
-            made[family] = located_for(model_of(family), short_queries)
-        return made[family]
-
-    return get
-
-
-@pytest.fixture
-def run(model_of: Callable[[str], Any], located_of: Callable[[str], QRNeurons]) -> tuple[Any, QRNeurons]:
-    return model_of("llama"), located_of("llama")
 
 
 def test_a_saved_run_knows_its_prompts(run: tuple[Any, QRNeurons], short_queries: QuerySet, tmp_path: Any) -> None:
@@ -53,101 +29,6 @@ def test_a_saved_run_knows_its_prompts(run: tuple[Any, QRNeurons], short_queries
     assert QRNeurons.load(tmp_path / "run").asked == short_queries
     kept = located.restrict(["q0", "q4", "q5", "q7"]).asked
     assert [query.id for query in kept] == ["q0", "q4", "q5", "q7"]
-
-
-def located_for(model: Any, queries: QuerySet) -> QRNeurons:
-    return locate(model, queries, QRNCAConfig(steps=2), progress=False)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_contributions_add_up_to_what_the_model_computes(
-    family: str, model_of: Callable[[str], Any], located_of: Callable[[str], QRNeurons], short_queries: QuerySet
-) -> None:
-    model, located = model_of(family), located_of(family)
-    chosen = NeuronSet.of((0, 3), (1, 7), (2, 1))
-    found = circuit(model, located, "q1", chosen, prompt=2)
-    tokens = to_tokens(model, short_queries["q1"].prompts[2].text)
-    _, cache = model.run_with_cache(tokens[None])
-    for (layer, index, site), rows in found.contributions.groupby(["layer", "neuron", "input"]):
-        direct = cache[site_hook(model, layer, site)][0, -1, index].item()
-        assert rows["value"].sum() == pytest.approx(direct, rel=1e-4, abs=1e-5)
-        remainder = rows.loc[rows["kind"] == "remainder", "value"].item()
-        assert abs(remainder) < 1e-4 * rows["value"].abs().sum()
-    for row in found.writes.itertuples():
-        assert row.activation == pytest.approx(
-            cache[site_hook(model, row.layer, "post")][0, -1, row.neuron].item(), rel=1e-5
-        )
-    shares = found.attention.drop(columns=["layer", "head"]).sum(axis=1)
-    assert np.allclose(shares, 1, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
-def test_a_head_contributes_what_its_removal_takes_away(
-    family: str, model_of: Callable[[str], Any], located_of: Callable[[str], QRNeurons], short_queries: QuerySet
-) -> None:
-    """The head of the neuron's own layer, the norm's scale held: an intervention on the model, not the same sum again."""
-    model, chosen, layer, head = model_of(family), Neuron(1, 5), 1, 2
-    found = circuit(model, located_of(family), "q0", chosen).of(chosen)
-    tokens = to_tokens(model, short_queries["q0"].prompts[0].text)[None]
-    _, cache = model.run_with_cache(tokens)
-
-    def without(z: torch.Tensor, hook: Any) -> torch.Tensor:
-        z = z.clone()
-        z[:, -1, head] = 0
-        return z
-
-    def held(norm_scale: torch.Tensor, hook: Any) -> torch.Tensor:
-        return cache[hook.name]
-
-    seen: dict[str, torch.Tensor] = {}
-    for site in found["input"].unique():
-        name = site_hook(model, layer, site)
-        hooks = [(f"blocks.{layer}.attn.hook_z", without), (f"blocks.{layer}.ln2.hook_scale", held)]
-        hooks.append((name, lambda tensor, hook: seen.update({hook.name: tensor.clone()})))
-        model.run_with_hooks(tokens, fwd_hooks=hooks)
-        change = (cache[name] - seen[name])[0, -1, chosen.index].item()
-        told = found[(found["input"] == site) & (found["source"] == f"L{layer}H{head}")]["value"].item()
-        assert told == pytest.approx(change, rel=1e-3, abs=1e-5)
-
-
-def test_writes_are_what_the_letters_lose_without_the_neuron(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
-    """In the last layer nothing lies between a neuron and the logits but the final norm, whose scale is held."""
-    model, located = run
-    prompt, chosen = short_queries["q0"].prompts[0], Neuron(2, 4)
-    found = circuit(model, located, "q0", chosen)
-    tokens = to_tokens(model, prompt.text)[None]
-    before, cache = model.run_with_cache(tokens)
-    with scale(model, chosen, 0.0):
-        after = model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_scale", lambda _, hook: cache[hook.name])])
-    ids = list(option_tokens(model.tokenizer, prompt.text).ids)
-    lost = (before - after)[0, -1, ids].tolist()
-    assert found.writes[list(LETTERS)].iloc[0].tolist() == pytest.approx(lost, rel=1e-3, abs=1e-5)
-
-
-def test_a_circuit_that_would_be_wrong_is_refused(run: tuple[Any, QRNeurons]) -> None:
-    model, located = run
-    with (
-        model.hooks(fwd_hooks=[("blocks.1.hook_resid_mid", lambda resid, hook: resid + torch.arange(32))]),
-        pytest.raises(ModelError, match=r"layer 1 of llama: the contributions do not add up"),
-    ):
-        circuit(model, located, "q0", Neuron(1, 0))
-    with pytest.raises(ValueError, match=r"neuron L9.N0 is outside the model"):
-        circuit(model, located, "q0", Neuron(9, 0))
-    with pytest.raises(KeyError, match=r"L0.N1 is not in this circuit; there are L1.N0"):
-        circuit(model, located, "q0", Neuron(1, 0)).of(Neuron(0, 1))
-    with pytest.raises(ValueError, match=r"has prompts 0 to 2, not 3"):
-        circuit(model, located, "q0", prompt=3)
-
-
-def test_regions_name_the_question_and_the_options(atlas: Any) -> None:
-    from qrnca_lens.data import load_queries
-
-    queries = load_queries("atlas/domains").sample(2)
-    found = circuit(atlas, located_for(atlas, queries), queries.queries[0].id, Neuron(1, 0))
-    assert list(found.attention.columns[2:]) == ["rest", "question", "option A", "option B", "option C", "option D"]
-    assert set(found.heads) <= {(layer, head) for layer in (0, 1) for head in range(4)}
-    assert found.patterns.shape == (6, len(found.tokens), len(found.tokens))
-    assert "".join(found.tokens).endswith(queries.queries[0].prompts[0].text[-20:])
 
 
 def test_the_dose_response_is_what_scaling_does(run: tuple[Any, QRNeurons]) -> None:
@@ -167,6 +48,21 @@ def test_the_dose_response_is_what_scaling_does(run: tuple[Any, QRNeurons]) -> N
     assert view.to_frame()["P x 0"].iloc[0] == pytest.approx(view.curve(first).loc[0.0, view.right])
     with pytest.raises(KeyError, match=r"no edit 'L9.N9' here"):
         view.curve("L9.N9")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_views_refuse_what_is_no_run_or_no_neuron(run: tuple[Any, QRNeurons]) -> None:
+    model, located = run
+    with pytest.raises(TypeError, match=r"expected a QRNeurons .* found HookedTransformer; the order is show\(located"):
+        show(model, located, "q1")  # type: ignore[arg-type]
+    by_hand = QRNeurons(located.clusters, located.queries, located.config, located.model)
+    with pytest.raises(RunError, match=r"holds no prompts"):
+        neuron(model, 0, 1, located=by_hand)
+    for layer, index in (("0", 1), (0.7, 1), (True, 1), (0, None)):
+        with pytest.raises(TypeError, match=r"a neuron's (layer|index) must be a whole number, not"):
+            neuron(model, layer, index, located=located)  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=r"no query 'q99' among the 12"):
+        neuron(model, 0, 1, located=located, effects_on=["q99"])
 
 
 def test_views_refuse_what_does_not_exist(run: tuple[Any, QRNeurons], model_of: Callable[[str], Any]) -> None:
@@ -225,6 +121,29 @@ def test_the_card_holds_what_slow_ways_give(run: tuple[Any, QRNeurons]) -> None:
     assert len(card.to_frame()) == 12
 
 
+def test_a_card_takes_whole_numbers_of_any_kind_and_queries_of_ones_own(run: tuple[Any, QRNeurons]) -> None:
+    model, located = run
+    top = located.top(1).iloc[0]
+    card = neuron(model, np.int64(top["layer"]), np.int64(top["neuron"]), located=located, effects_on=["q7", "q2"])
+    same = neuron(model, int(top["layer"]), int(top["neuron"]), located=located)
+    assert card.scores.equals(same.scores) and len(same.scores)
+    assert card.effects["query"].tolist() == ["q7", "q2"]
+    letters = card.by_letter()
+    assert letters["prompts"].sum() == len(card.activity) == 36
+    right = {prompt.text: prompt.letter for query in located.asked for prompt in query.prompts}
+    assert letters.set_index("letter")["prompts"].to_dict() == dict(sorted(Counter(right.values()).items()))
+
+
+def test_a_common_neuron_has_no_rank(run: tuple[Any, QRNeurons]) -> None:
+    model, located = run
+    common = next(iter(located.common_set))
+    card = neuron(model, common.layer, common.index, located=located)
+    assert card.common and card.scores["rank"].isna().all() and len(card.effects)
+    page = card.to_html()
+    assert "A common neuron: it is in " in page
+    assert "nan" not in page.replace("naica", "")
+
+
 def test_examples_keep_the_signs_apart(run: tuple[Any, QRNeurons]) -> None:
     model, located = run
     card = neuron(model, 1, 3, located=located)
@@ -270,118 +189,3 @@ def test_last_activations_of_many_prompts_equal_those_of_one(model_of: Callable[
         assert torch.allclose(row, last_activations(model, [text], chosen)[0], atol=1e-5)
     _, cache = model.run_with_cache(to_tokens(model, texts[1])[None])
     assert together[1, 1].item() == pytest.approx(cache["blocks.2.mlp.hook_post"][0, -1, 3].item(), rel=1e-4)
-
-
-def hostile_queries() -> QuerySet:
-    def prompts(i: int) -> tuple[Prompt, ...]:
-        return tuple(Prompt(f"{HOSTILE} {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4]) for j in range(2))
-
-    return QuerySet(tuple(Query(f"q{i}<b>", f"g{i % 2}<i>", prompts(i), HOSTILE, "a") for i in range(8)), "hostile")
-
-
-def test_views_escape_what_they_show_and_ask_no_network(
-    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
-    model, queries = model_of("llama"), hostile_queries()
-    located = located_for(model, queries)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("a view went to the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    first = next(iter(located.for_query("q0<b>")), Neuron(1, 1))
-    card = neuron(model, first.layer, first.index, located=located)
-    views = [show(located, "q0<b>", model), card, circuit(model, located, "q0<b>", first)]
-    for view in views:
-        body = view.to_html()
-        assert "<img" not in body and "</script" not in body and "<b>\n" not in body
-        shown = view._repr_html_().replace(library(), "")
-        assert shown.count("</script") == shown.count("<script")
-        assert not re.search(r"<[a-z][^<>]*\s(?:src|href)\s*=|https?://", shown)
-    page = write_explorer(located, tmp_path / "page.html", model, progress=False).read_text("utf-8")
-    own = page.replace(library(), "")
-    assert len(page) - len(own) == len(library()), "the script of CircuitsVis stands in the page once"
-    assert own.count("</script") == own.count("<script")
-    assert "<img" not in own
-
-
-def test_the_script_goes_into_the_first_output_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_SENT", set())
-    assert library() in pieces.notebook_html("<p>1</p>")
-    assert library() not in pieces.notebook_html("<p>2</p>")
-    assert "sourceMappingURL" not in library()
-    assert "</script" not in library()
-
-
-def test_components_carry_their_numbers() -> None:
-    made = coloured_tokens(["a", HOSTILE], np.array([0.5, -1.0]))
-    assert "<img" not in made
-    assert 'data-component="ColoredTokens"' in made
-    assert "rgba(230,159,0,0.38)" in made
-    listed = attention_patterns(["x", "y"], np.array([[[1.0, 0.0], [0.25, 0.75]]]), ["L0H1"])
-    assert "y 0.75, x 0.25" in listed
-    with pytest.raises(ValueError):
-        component("ColoredTokens", "", values=[float("nan")])
-
-
-def test_the_explorer_follows_python(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
-    model, located = run
-    explorer = Explorer(model, short_queries, located)
-    first = located.table.nlargest(1, "naica").iloc[0]
-    assert (explorer.selected["query"], explorer.neuron) == (
-        first["query"],
-        Neuron(int(first["layer"]), int(first["neuron"])),
-    )
-    assert type(explorer.selected["layer"]) is int
-    second = list(located.for_query("q3"))[1]
-    explorer.selected = {"query": "q3", "layer": second.layer, "neuron": second.index, "factor": 0, "scope": "neuron"}
-    assert explorer.neuron == second
-    assert f"<h2>{second}</h2>" in explorer.view["card"]
-    for scope, neurons in (("neuron", NeuronSet((second,))), ("all", located.for_query("q3"))):
-        explorer.selected = {"scope": scope}
-        with scale(model, neurons, 0.0):
-            p = letter_probabilities(model, short_queries["q3"].prompts[:1])[0]
-        assert list(explorer.letters.values()) == pytest.approx(p.tolist(), abs=1e-5)
-    stranger = next(Neuron(0, i) for i in range(48) if Neuron(0, i) not in located.for_query("q3"))
-    explorer.selected = {"layer": 0, "neuron": stranger.index}
-    assert f"<h2>{stranger}</h2>" in explorer.view["card"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"query": "q12"}, "the nearest is 'q11'|the nearest is 'q1'|the nearest is 'q2'"),
-        ({"group": "g9"}, "no group 'g9'; there are all groups, g0, g1, g2"),
-        ({"neuron": 48}, "outside the model"),
-        ({"factor": 0.3}, "factor must be one of 0, 0.25"),
-        ({"scope": "both"}, "scope must be 'neuron' or 'all'"),
-    ],
-)
-def test_the_explorer_refuses_what_does_not_exist(
-    change: dict[str, Any], message: str, run: tuple[Any, QRNeurons], short_queries: QuerySet
-) -> None:
-    explorer = Explorer(run[0], short_queries, run[1])
-    before = dict(explorer.selected)
-    with pytest.raises((KeyError, ValueError), match=message):
-        explorer.selected = change
-    assert explorer.selected == before
-
-
-def test_the_explorer_needs_the_runs_queries(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
-    with pytest.raises(RunError, match=r"query 'q1' of the run is not in short with the same prompts"):
-        Explorer(run[0], short_queries.keep(["q0"]), run[1])
-
-
-def test_a_query_without_neurons_is_told_so(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
-    model, located = run
-    clusters = located.clusters[located.clusters["query"] != "q5"].reset_index(drop=True)
-    without = QRNeurons(clusters, located.queries, located.config, located.model, {}, located.asked)
-    explorer = Explorer(model, short_queries, without)
-    explorer.selected = {"query": "q5", "layer": None, "neuron": None}
-    assert "no QR neurons" in explorer.view["card"]
-    assert explorer.neuron is None
-    assert isinstance(show(without, "q5", model).to_html(), str)
-    assert isinstance(show(without, "q5", model).to_frame(), pd.DataFrame)
-    with pytest.raises(ValueError, match=r"no QR neurons; give the neurons"):
-        circuit(model, without, "q5")

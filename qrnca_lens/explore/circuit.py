@@ -61,17 +61,16 @@ class Circuit(html.View):
     def __repr__(self) -> str:
         return f"Circuit({self.query!r}, {len(self.writes)} neurons, {len(self.tokens)} tokens)"
 
-    def to_html(self, chosen: Neuron | None = None, *, patterns: bool = True) -> str:
-        """The view as an HTML fragment; `chosen` limits it to one neuron, `patterns` False leaves the attention maps out."""
+    def to_html(self, chosen: Neuron | None = None, *, heads: int = SHOWN_HEADS) -> str:
+        """The view as an HTML fragment; `chosen` limits it to one neuron, `heads` the attention maps."""
         neurons = [Neuron(*pair) for pair in self.writes[["layer", "neuron"]].itertuples(index=False, name=None)]
         shown = [chosen] if chosen else neurons
         parts = [_neuron_html(self, neuron) for neuron in shown[:SHOWN_NEURONS]]
         if len(shown) > SHOWN_NEURONS:
             parts.append(html.note(f"{len(shown) - SHOWN_NEURONS} more neurons are in .to_frame()."))
         parts.append(html.section("Where the feeding heads look, from the last token", *self._looks()))
-        if patterns:
-            names = [f"L{layer}H{head}" for layer, head in self.heads]
-            parts.append(html.section("Attention patterns", attention_patterns(list(self.tokens), self.patterns, names)))
+        names = [f"L{layer}H{head}" for layer, head in self.heads[:heads]]
+        parts.append(html.section("Attention patterns", attention_patterns(list(self.tokens), self.patterns[:heads], names)))
         return "".join(parts)
 
     def _looks(self) -> list[str]:
@@ -131,7 +130,8 @@ def circuit(
     chosen = located.for_query(query_id) if neurons is None else neuron_set(neurons)
     chosen.check_inside(located.model.n_layers, located.model.d_mlp)
     if not len(chosen):
-        raise ValueError(f"query {query_id!r} has no QR neurons; give the neurons to look at")
+        what = f"query {query_id!r} has no QR neurons" if neurons is None else "the neuron set is empty"
+        raise ValueError(f"{what}; give the neurons to look at")
     asked = query.prompts[prompt]
     tokens = to_tokens(model, asked.text)
     cache = cache_for(model, tokens, chosen)

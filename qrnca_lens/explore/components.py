@@ -56,7 +56,7 @@ def coloured_tokens(tokens: Sequence[str], values: np.ndarray, highest: float | 
     return component(
         "ColoredTokens",
         f'<span class="qrnca-tokens">{spans}</span>',
-        tokens=list(tokens),
+        tokens=[html.escape(token) for token in tokens],  # it makes HTML of them
         values=[round(value, 5) for value in values.tolist()],
         minValue=-top,
         maxValue=top,
@@ -75,7 +75,7 @@ def attention_patterns(tokens: list[str], patterns: np.ndarray, names: Sequence[
     return component(
         "AttentionHeads",
         f"<ul>{''.join(lines)}</ul>",
-        attention=np.round(patterns, 3).tolist(),
+        attention=np.round(patterns.astype(float), 2).tolist(),
         tokens=list(tokens),
         attentionHeadNames=list(names),
         maxValue=1,

@@ -8,6 +8,7 @@ a letter's logit through the final norm, its scale held, and the unembedding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -16,13 +17,23 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from qrnca_lens.attribution.path import tolerance_of
 from qrnca_lens.data import LETTERS, Prompt
-from qrnca_lens.models import HookedModel, ModelError, Site, site_hook, to_tokens
-from qrnca_lens.models.sites import MIXED, MLP_OUT, PATTERN, RESID_POST, RESID_PRE, in_block, is_gated
+from qrnca_lens.models import HookedModel, ModelError, Site, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.models.sites import (
+    MIXED,
+    MLP_OUT,
+    PATTERN,
+    RESID_POST,
+    RESID_PRE,
+    in_block,
+    is_gated,
+    norm_after_mlp,
+    norm_before_mlp,
+)
 from qrnca_lens.neurons import NeuronSet
 
 CONTRIBUTION_COLUMNS = ["layer", "neuron", "input", "source", "kind", "value"]
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 Cache: TypeAlias = Any
 """An ActivationCache: tensors by hook name, the batch first."""
 
@@ -52,22 +63,19 @@ def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tu
     rows, inputs = [], []
     for layer, indices in neurons.by_layer().items():
         sources, parts = _components(model, cache, layer)
-        mlp, norm = model.blocks[layer].mlp, model.blocks[layer].ln2
+        mlp, norm = model.blocks[layer].mlp, norm_before_mlp(model, layer)
+        if norm is None or norm_after_mlp(model, layer) is not None:
+            raise _no_plain_sum(model, layer)
         through = _frozen(model, norm, parts.sum(0))(parts)
         for site in _inputs(model):
             weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()
             values = through @ weights
-            bias = _of(norm, "b", weights[:, 0]) @ weights
-            if site == "pre":
-                bias = bias + _of(mlp, "b_in", values[0])[indices] if mlp.b_in.numel() else bias
+            bias = _of(norm, "b", weights[:, 0]) @ weights + _bias_of(model, layer, site)[indices]
             actual = cache[site_hook(model, layer, site)][0, -1, indices].float()
             remainder = actual - values.sum(0) - bias
             size = values.abs().sum(0) + actual.abs()
-            if (remainder.abs() > _TOLERANCE[model.cfg.dtype] * size + 1e-6).any():
-                raise ModelError(
-                    f"layer {layer} of {model.cfg.model_name}: the contributions do not add up to the pre-activation; its "
-                    "MLP input is not the norm of embedding, heads and MLPs, so this view would be wrong"
-                )
+            if (remainder.abs() > tolerance_of(model) * size + 1e-6).any():
+                raise _no_plain_sum(model, layer)
             named = [*sources, ("bias", "bias"), ("remainder", "remainder")]
             for k, index in enumerate(indices):
                 column = [*values[:, k].tolist(), bias[k].item(), remainder[k].item()]
@@ -77,6 +85,22 @@ def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tu
         pd.DataFrame(rows, columns=CONTRIBUTION_COLUMNS),
         pd.DataFrame(inputs, columns=["layer", "neuron", "input", "value"]),
     )
+
+
+def _no_plain_sum(model: HookedModel, layer: int) -> ModelError:
+    return ModelError(
+        f"layer {layer} of {model.cfg.model_name}: the contributions do not add up to the pre-activation; its MLP input is "
+        "not the norm of embedding, heads and MLPs, so this view would be wrong"
+    )
+
+
+def _bias_of(model: HookedModel, layer: int, site: Site) -> torch.Tensor:
+    """What is added between the weights and the site's tensor; a gated HookedTransformer adds its b_in only later."""
+    mlp = model.blocks[layer].mlp
+    like = mlp.W_in.new_zeros(mlp_width(model), dtype=torch.float32)
+    if is_gated(model) and is_hooked_transformer(model):
+        return like
+    return _of(mlp, "b_gate" if site == "gate" else "b_in", like)
 
 
 def _components(
@@ -147,11 +171,12 @@ def regions(model: HookedModel, prompt: Prompt, question: str) -> list[str]:
     if not model.tokenizer.is_fast:
         return ["prompt"] * len(to_tokens(model, prompt.text))
     spans, at = {}, 0
-    for name, part in [("question", question), *((f"option {a}", o) for a, o in zip(LETTERS, prompt.options, strict=False))]:
-        found = prompt.text.find(part, at) if part else -1
-        if found >= 0:
-            at = found + len(part)
-            spans[name] = (found, at)
+    labelled = [(f"option {a}", rf"(?<!\w){a}\W{{1,3}}", o) for a, o in zip(LETTERS, prompt.options, strict=False)]
+    for name, label, part in [("question", "", question), *labelled]:
+        # with its label: an option of one letter also stands in "Options" and is itself a label
+        found = re.compile(f"{label}({re.escape(part)})").search(prompt.text, at) if part else None
+        if found:
+            spans[name], at = found.span(1), found.end()
     made = []
     for start, end in model.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]:
         inside = [name for name, (first, last) in spans.items() if max(first, start) < min(last, end)]

@@ -51,7 +51,7 @@ def histogram(values: Mapping[str, np.ndarray], *, x_title: str, bins: int = 30)
             top, bottom = up(below[k] + count[k]), up(below[k])
             marks.append(
                 f'<rect x="{across(edges[k]):.1f}" y="{top:.1f}" width="{across(edges[1]) - across(edges[0]) - 0.5:.1f}" '
-                f'height="{bottom - top:.1f}" fill="{PALETTE[i % len(PALETTE)]}"><title>{html.escape(name)}: {count[k]} '
+                f'height="{bottom - top:.1f}" {_fill(i)}><title>{html.escape(name)}: {count[k]} '
                 f"prompts from {edges[k]:.3g} to {edges[k + 1]:.3g}</title></rect>"
             )
         below += count
@@ -116,14 +116,14 @@ def grid(shown: Heatmap) -> str:
 
 
 def dots(marks: Sequence[tuple[int, int, float, str]], n_layers: int, d_mlp: int) -> str:
-    """Single neurons on a map layer x index: (layer, index, size, tooltip); the area of a dot is its size."""
+    """Single neurons on a map layer x index: (layer, index, size, tooltip); a larger size is a larger dot."""
     width, row = 900, max(8, min(26, 240 // n_layers))
     height = n_layers * row + _BOTTOM + _TOP
     across, up = _scale(0, d_mlp, _LEFT, width - _RIGHT), _scale(-0.5, n_layers - 0.5, height - _BOTTOM, _TOP)
-    top = max((size for *_, size, _ in marks), default=1.0) or 1.0
+    top = max([0.0, *(size for *_, size, _ in marks)]) or 1.0
     shown = "".join(
         f'<circle class="qrnca-cell" data-layer="{layer}" data-neuron="{index}" cx="{across(index):.1f}" '
-        f'cy="{up(layer):.1f}" r="{3 + 7 * (size / top) ** 0.5:.1f}" fill="{PALETTE[5]}" fill-opacity="0.6">'
+        f'cy="{up(layer):.1f}" r="{3 + 7 * max(0.0, size / top) ** 0.5:.1f}" fill="{PALETTE[5]}" fill-opacity="0.6">'
         f"<title>{html.escape(tip)}</title></circle>"
         for layer, index, size, tip in marks
     )
@@ -137,9 +137,14 @@ def dots(marks: Sequence[tuple[int, int, float, str]], n_layers: int, d_mlp: int
     return _svg(width, height, axes + shown, "neuron index", "layer")
 
 
+def _fill(i: int) -> str:
+    """The colour of series `i`; those beyond the palette take its colours again, pale."""
+    return f'fill="{PALETTE[i % len(PALETTE)]}" fill-opacity="{1 if i < len(PALETTE) else 0.45}"'
+
+
 def _legend(names: Iterable[str]) -> str:
     entries = "".join(
-        f'<span><i style="background:{PALETTE[i % len(PALETTE)]}"></i>{html.escape(name)}</span>'
+        f'<span><svg viewBox="0 0 1 1"><rect width="1" height="1" {_fill(i)}/></svg>{html.escape(name)}</span>'
         for i, name in enumerate(names)
     )
     return f'<p class="qrnca-legend">{entries}</p>'

@@ -3,6 +3,8 @@
 
 const LETTERS = ["A", "B", "C", "D"];
 
+const sameView = (a, b) => a.query === b.query && a.layer === b.layer && a.neuron === b.neuron;
+
 function mount(root, store) {
   const catalog = store.get("catalog");
   root.classList.add("qrnca", "qrnca-explorer");
@@ -39,7 +41,6 @@ function mount(root, store) {
 
   function choose(change) {
     part("message").textContent = "";
-    root.classList.add("qrnca-busy");
     store.set("selected", { ...selected(), ...change });
     store.save_changes();
   }
@@ -125,9 +126,10 @@ function mount(root, store) {
   part("group").addEventListener("change", (event) => {
     const group = event.target.value;
     const stay = queriesOf(group).some((query) => query.id === selected().query);
+    if (stay) return choose({ group });
     const first = queriesOf(group)[0];
     const [layer, neuron] = first.neurons[0] ?? [null, null];
-    choose(stay ? { group } : { group, query: first.id, layer, neuron });
+    choose({ group, query: first.id, layer, neuron });
   });
   part("query").addEventListener("change", (event) => chooseQuery(event.target.value));
   part("neuron").addEventListener("change", (event) => {
@@ -141,21 +143,17 @@ function mount(root, store) {
   root.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target.matches(".qrnca-cell")) event.target.dispatchEvent(new MouseEvent("click", { bubbles: true }));
   });
-  part("factor").addEventListener("input", (event) => {
-    choose({ factor: catalog.factors[+event.target.value] });
-    letters();
-    root.classList.remove("qrnca-busy");
-  });
+  part("factor").addEventListener("input", (event) => choose({ factor: catalog.factors[+event.target.value] }));
   root.addEventListener("change", (event) => {
-    if (event.target.name !== names) return;
-    choose({ scope: event.target.value });
-    letters();
-    root.classList.remove("qrnca-busy");
+    if (event.target.name === names) choose({ scope: event.target.value });
   });
   store.on("change:view", show);
   store.on("change:selected", () => {
     controls();
-    root.classList.remove("qrnca-busy");
+    // the view of another query or neuron is still to come
+    const waits = !sameView(store.get("view").of, selected());
+    root.classList.toggle("qrnca-busy", waits);
+    if (!waits) letters();
   });
   show();
 }
@@ -176,10 +174,9 @@ class PageStore {
     this.heard[event] = heard;
   }
   save_changes() {
-    const view = this.view();
     const old = this.state.view;
-    this.state.view = view;
-    this.heard[view.key === old.key ? "change:selected" : "change:view"]?.();
+    this.state.view = this.view();
+    this.heard[sameView(old.of, this.state.view.of) ? "change:selected" : "change:view"]?.();
   }
   view() {
     const { query, layer, neuron } = this.state.selected;
@@ -187,12 +184,20 @@ class PageStore {
     const about = this.kept.queries[query];
     const mine = about.neurons[name];
     return {
-      key: `${query} ${name}`,
+      of: { query, layer, neuron },
       query: about.html,
       right: about.right,
-      card: this.kept.cards[name] ?? "",
-      circuit: mine?.circuit ?? "",
-      curves: { all: about.curve, neuron: mine?.curve ?? about.flat },
+      card: this.kept.cards[name],
+      circuit: mine.circuit,
+      curves: { all: about.curve, neuron: mine.curve },
     };
   }
+}
+
+// A page's data: base64 of gzip of JSON.
+async function openPage(root, data) {
+  const bytes = Uint8Array.from(atob(data.textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const { state, kept } = JSON.parse(await new Response(stream).text());
+  mount(root, new PageStore(state, kept));
 }

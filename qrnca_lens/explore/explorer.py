@@ -13,7 +13,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import QuerySet
 from qrnca_lens.explore import html
 from qrnca_lens.explore.components import MOUNT, library
-from qrnca_lens.explore.session import Session
+from qrnca_lens.explore.session import Session, chosen_neuron
 from qrnca_lens.models import HookedModel
 from qrnca_lens.neurons import Neuron
 from qrnca_lens.store import RunError
@@ -34,8 +34,8 @@ class Explorer(anywidget.AnyWidget):
     """Pick a group, a query and a neuron; see the neuron's card, its circuit and what scaling it does to the letters.
 
     Everything stays in step with Python: `selected` is a dictionary with group, query, layer, neuron, scope ("neuron" or
-    "all": what the slider scales) and factor, and can be set; `letters` are the probabilities shown. Nothing is fetched
-    from the network. Raises RunError if the run was made with another model or other queries.
+    "all": what the slider scales) and factor, and can be set, in part too; `letters` are the probabilities shown. Nothing
+    is fetched from the network. Raises RunError if the run was made with another model or other queries.
     """
 
     _esm = traitlets.Unicode(_module()).tag(sync=True)
@@ -49,7 +49,7 @@ class Explorer(anywidget.AnyWidget):
         self._session = Session(model, located)
         first = self._session.first()
         super().__init__(
-            catalog=self._session.catalog(), selected=first, view=self._session.view(first["query"], _neuron(first))
+            catalog=self._session.catalog(), selected=first, view=self._session.view(first["query"], chosen_neuron(first))
         )
 
     @traitlets.validate("selected")
@@ -60,22 +60,18 @@ class Explorer(anywidget.AnyWidget):
     def _follow(self, change: Any) -> None:
         old, new = change["old"] or {}, change["new"]
         if {**old, "factor": 0, "scope": "", "group": ""} != {**new, "factor": 0, "scope": "", "group": ""} and old:
-            self.view = self._session.view(new["query"], _neuron(new))
+            self.view = self._session.view(new["query"], chosen_neuron(new))
 
     @property
     def neuron(self) -> Neuron | None:
         """The selected neuron; None for a query without QR neurons."""
-        return _neuron(self.selected)
+        return chosen_neuron(self.selected)
 
     @property
     def letters(self) -> dict[str, float]:
         """P of every letter as shown: the selected query's prompt with the selected neurons scaled."""
         at = self.catalog["factors"].index(self.selected["factor"])
         return dict(zip("ABCD", self.view["curves"][self.selected["scope"]][at], strict=True))
-
-
-def _neuron(selected: dict[str, Any]) -> Neuron | None:
-    return None if selected["layer"] is None else Neuron(selected["layer"], selected["neuron"])
 
 
 def _check_queries(queries: QuerySet, located: QRNeurons) -> None:

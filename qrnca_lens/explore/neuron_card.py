@@ -1,39 +1,33 @@
-"""Everything that is known of one neuron, with a page that shows why."""
+"""Everything that is known of one neuron, with a page that shows why; its numbers come from `card_numbers`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy import sparse
 
-from qrnca_lens.attribution.last_token import factors_of, scaled_logits
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.data import Prompt, Query
 from qrnca_lens.explore import drawing, html
+from qrnca_lens.explore.card_numbers import (
+    Example,
+    activity_table,
+    effects_of,
+    nearest_neurons,
+    scores_of,
+    strongest_examples,
+)
 from qrnca_lens.explore.components import coloured_tokens
-from qrnca_lens.explore.runs import model_of
+from qrnca_lens.explore.runs import asked_query, model_of
 from qrnca_lens.localization.projection import promoted_tokens, read_tokens
-from qrnca_lens.models import HookedModel, option_tokens
-from qrnca_lens.models.activity import last_activations, token_activations
-from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.models import HookedModel
+from qrnca_lens.models.activity import last_activations
+from qrnca_lens.neurons import Neuron, NeuronSet, neuron_at
 
-EFFECT_QUERIES, EXAMPLES, NEIGHBOURS, SHOWN_SCORES = 24, 3, 8, 8
+EFFECT_QUERIES, SHOWN_SCORES = 24, 8
 GROUP_TITLES = {"in_clusters": "in clusters", "as_qr_neuron": "QR neuron"}
-EDITS = {"ablated (x 0)": 0.0, "doubled (x 2)": 2.0}
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt with the neuron's activation at each of its tokens; the last one is what the ranking goes by."""
-
-    query: str
-    group: str
-    tokens: tuple[str, ...]
-    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,10 @@ class NeuronCard(html.View):
 
     `tokens`: what it promotes and suppresses when its activation is positive (the other way round when it is negative);
     `reads`: the tokens whose embeddings its input directions answer to most. `activity`: its activation (what W_out
-    multiplies) at the last token of every prompt. `examples`: the prompts with the highest and the lowest of these.
-    `scores`: na, ica, naica for every query whose cluster holds it; `rank` where it is a QR neuron. `effects`: the mean
-    P(right letter) over a query's prompts untouched, ablated and doubled at the last token, for the queries where it ranks
-    highest. `neighbours`: the neurons with the most similar naica over the queries (cosine).
+    multiplies) at the last token of every prompt, with the prompt's right letter. `examples`: the prompts with the highest
+    and the lowest of these. `scores`: na, ica, naica for every query whose cluster holds it; `rank` where it is a QR
+    neuron. `effects`: the mean P(right letter) over a query's prompts untouched, ablated and doubled at the last token,
+    for the measured queries. `neighbours`: the neurons with the most similar naica over the queries (cosine).
     """
 
     neuron: Neuron
@@ -77,6 +71,17 @@ class NeuronCard(html.View):
             activation=("activation", "mean"),
         )
 
+    def by_letter(self) -> pd.DataFrame:
+        """letter (the right one of a prompt), prompts, mean activation: a neuron of letters differs here."""
+        return self.activity.groupby("letter", as_index=False).agg(
+            prompts=("query", "size"), activation=("activation", "mean")
+        )
+
+    @property
+    def queries(self) -> int:
+        """How many queries the run has."""
+        return self.activity["query"].nunique()
+
     def __repr__(self) -> str:
         kind = "common" if self.common else self._role()
         return f"NeuronCard({self.neuron}, {kind}, in {self.share:.1%} of the clusters)"
@@ -107,6 +112,8 @@ class NeuronCard(html.View):
                         f"Positive on {positive:.0%} of {len(self.activity)} prompts; the two signs can differ in meaning."
                     ),
                     drawing.histogram(groups, x_title="activation"),
+                    html.note("Its mean over the prompts with each right letter"),
+                    html.table(self.by_letter()),
                 ),
                 *signs,
                 html.section("Tokens", *self._tokens_html()),
@@ -124,8 +131,7 @@ class NeuronCard(html.View):
         if shown.empty:
             return [html.note("It is in no query's cluster.")]
         words = f"The {len(shown)} of {len(self.scores)} clusters with it where it counts most; a rank makes it a QR neuron."
-        ranks = ["" if pd.isna(rank) else int(rank) for rank in shown["rank"]]
-        return [html.note(words), html.table(shown.assign(rank=ranks))]
+        return [html.note(words), html.table(_ranks_shown(shown))]
 
     def _strongest(self) -> float:
         return max((float(np.abs(e.values).max()) for found in self.examples.values() for e in found), default=1.0)
@@ -143,10 +149,10 @@ class NeuronCard(html.View):
 
     def _effects_html(self) -> list[str]:
         if self.effects.empty:
-            return [html.note("It is in no query's cluster, so nothing was measured.")]
-        of = int(self.scores["na"].notna().sum())
-        which = f"{len(self.effects)} of {of} queries, those where it ranks highest"
-        return [html.note(f"Mean P(right letter) over a query's prompts; {which}."), html.table(self.effects)]
+            return [html.note("Nothing was measured; give the queries as effects_on.")]
+        measured, of = len(self.effects), len(self.scores)
+        words = f"Mean P(right letter) over a query's prompts. Measured on {measured} of {self.queries} queries; "
+        return [html.note(f"{words}the clusters of {of} hold it."), html.table(_ranks_shown(self.effects))]
 
     def _neighbours_html(self) -> str:
         if self.neighbours.empty:
@@ -158,94 +164,45 @@ class NeuronCard(html.View):
 
 def neuron(
     model: HookedModel,
-    layer: int,
-    index: int,
+    layer: SupportsIndex,
+    index: SupportsIndex,
     *,
     located: QRNeurons,
+    effects_on: Sequence[str] | None = None,
     activity: np.ndarray | None = None,
-    effect_queries: int = EFFECT_QUERIES,
 ) -> NeuronCard:
     """The card of one neuron over the queries of a result.
 
+    `effects_on`: the ids of the queries on which its effect is measured; None: those whose clusters hold it, at most 24,
+    the ones where it ranks highest (for a common neuron, which has no rank: has the highest attribution).
     `activity`: its activation at the last token of every prompt of `located.asked`, where it is known already.
-    Raises ValueError for a neuron outside the model, RunError for another model than the run's or a run without prompts.
+    Raises TypeError for a layer or index that is no whole number, ValueError for a neuron outside the model, KeyError for an
+    unknown query, RunError for another model than the run's or a run without prompts.
     """
-    model = model_of(located, model)
-    chosen = Neuron(int(layer), int(index))
+    model, chosen = model_of(located, model), neuron_at(layer, index)
     NeuronSet((chosen,)).check_inside(located.model.n_layers, located.model.d_mlp)
     asked = [(query, prompt) for query in located.asked for prompt in query.prompts]
+    scores = scores_of(located, chosen)
+    measured = scores["query"].head(EFFECT_QUERIES) if effects_on is None else effects_on
+    queries = [asked_query(located, query) for query in measured]
     if activity is None:
         activity = last_activations(model, [prompt.text for _, prompt in asked], NeuronSet((chosen,)))[:, 0].numpy()
-    rows = [(q.id, q.group, p.template, value) for (q, p), value in zip(asked, activity.tolist(), strict=True)]
-    in_clusters = located.scored[(located.scored["layer"] == layer) & (located.scored["neuron"] == index)]
-    ranked = located.table[(located.table["layer"] == layer) & (located.table["neuron"] == index)]
-    scores = in_clusters[["query", "group", "na", "ica", "naica"]].merge(ranked[["query", "rank"]], on="query", how="left")
-    scores = scores.sort_values(["rank", "na"], ascending=[True, False], ignore_index=True)
-    best = [located.asked[query] for query in scores["query"].head(effect_queries)]
     return NeuronCard(
         chosen,
-        len(in_clusters) / len(located.queries),
+        len(scores) / len(located.queries),
         chosen in located.common_set,
         promoted_tokens(model, chosen),
         read_tokens(model, chosen),
-        pd.DataFrame(rows, columns=["query", "group", "template", "activation"]),
-        _examples(model, chosen, asked, activity),
+        activity_table(asked, activity),
+        strongest_examples(model, chosen, asked, activity),
         scores,
-        _effects(model, chosen, best, scores),
-        _neighbours(located, chosen),
+        effects_of(model, chosen, queries, scores),
+        nearest_neurons(located, chosen),
     )
 
 
-def _examples(
-    model: HookedModel, chosen: Neuron, asked: Sequence[tuple[Query, Prompt]], activity: np.ndarray
-) -> dict[str, tuple[Example, ...]]:
-    """The strongest prompts of either sign, one a query."""
-    chosen_rows: dict[str, list[int]] = {}
-    for name, sign in (("highest positive", 1), ("lowest negative", -1)):
-        best: dict[str, int] = {}
-        for i in np.argsort(-sign * activity, kind="stable").tolist():
-            if sign * activity[i] <= 0 or len(best) == EXAMPLES:
-                break
-            best.setdefault(asked[i][0].id, i)
-        chosen_rows[name] = list(best.values())
-    rows = [i for found in chosen_rows.values() for i in found]
-    read = token_activations(model, [asked[i][1].text for i in rows], chosen)
-    examples = {
-        i: Example(asked[i][0].id, asked[i][0].group, tuple(tokens), values.numpy())
-        for i, (tokens, values) in zip(rows, read, strict=True)
-    }
-    return {name: tuple(examples[i] for i in found) for name, found in chosen_rows.items()}
-
-
-def _effects(model: HookedModel, chosen: Neuron, queries: Sequence[Query], scores: pd.DataFrame) -> pd.DataFrame:
-    factors = factors_of(model, [(NeuronSet((chosen,)), factor) for factor in (1.0, *EDITS.values())])
-    rows = []
-    for query in queries:
-        right = [option_tokens(model.tokenizer, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
-        logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
-        p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
-        rows.append((query.id, query.group, *p.mean(0).tolist()))
-    table = pd.DataFrame(rows, columns=["query", "group", "P untouched", *[f"P {name}" for name in EDITS]])
-    return table.merge(scores[["query", "rank"]], on="query", how="left")
-
-
-def _neighbours(located: QRNeurons, chosen: Neuron) -> pd.DataFrame:
-    """The neurons with the highest cosine between their naica over all queries and that of `chosen`."""
-    scored = located.scored
-    rows, keys = pd.MultiIndex.from_frame(scored[["layer", "neuron"]]).factorize()
-    columns, _ = pd.factorize(scored["query"])
-    profiles = sparse.csr_array((scored["naica"].to_numpy(), (rows, columns)))
-    at = keys.get_indexer([(chosen.layer, chosen.index)])[0]
-    if at < 0 or not profiles[[at]].count_nonzero():
-        return pd.DataFrame(columns=["layer", "neuron", "cosine", "queries"])
-    norms = np.sqrt(profiles.multiply(profiles).sum(axis=1))
-    mine = profiles[[at]].toarray()[0]
-    cosine = np.divide(profiles @ mine, norms * norms[at], out=np.zeros(len(keys)), where=norms > 0)
-    cosine[at] = -1
-    best = np.argsort(-cosine, kind="stable")[:NEIGHBOURS]
-    counts = np.diff(profiles.indptr)
-    made = [(*keys[i], float(cosine[i]), int(counts[i])) for i in best if cosine[i] > 0]
-    return pd.DataFrame(made, columns=["layer", "neuron", "cosine", "queries"])
+def _ranks_shown(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(rank=["" if pd.isna(rank) else int(rank) for rank in rows["rank"]])
 
 
 def _example_html(example: Example, highest: float) -> str:

@@ -16,6 +16,7 @@ _KNOWN: WeakKeyDictionary[HookedModel, tuple[tuple[tuple[int, int], ...], str]] 
 
 def model_of(located: QRNeurons, model: HookedModel = None) -> HookedModel:
     """`model`, or for None the shipped model if the result names it. RunError if the weights are not those of the result."""
+    check_run(located)
     if model is None:
         if located.model.name != "atlas":
             raise RunError(f"this run was made with {located.model.name!r}; load that model and give it as model=…")
@@ -30,11 +31,21 @@ def model_of(located: QRNeurons, model: HookedModel = None) -> HookedModel:
 
 
 def asked_query(located: QRNeurons, query_id: str) -> Query:
-    """The query with its prompts. KeyError with the nearest id for an unknown one, RunError if the result has no prompts."""
+    """The query with its prompts. KeyError with the nearest id for an unknown one, and what `check_run` raises."""
+    check_run(located)
     located.check_query(query_id)
+    return located.asked[query_id]
+
+
+def check_run(located: QRNeurons) -> None:
+    """TypeError for anything but a QRNeurons, RunError for one without prompts."""
+    if not isinstance(located, QRNeurons):
+        raise TypeError(
+            f"expected a QRNeurons (what qrnca_lens.locate returns), found {type(located).__name__}; the order is "
+            "show(located, query_id, model), circuit(model, located, query_id), Explorer(model, queries, located)"
+        )
     if not len(located.asked):
         raise RunError("this result holds no prompts; make it with qrnca_lens.locate")
-    return located.asked[query_id]
 
 
 @lru_cache(maxsize=1)

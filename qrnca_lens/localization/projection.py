@@ -10,22 +10,23 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.models import HookedModel, check_hooked, mlp_width
-from qrnca_lens.models.sites import is_gated
+from qrnca_lens.models.sites import is_gated, norm_after_mlp, norm_before_mlp
 from qrnca_lens.neurons import Neuron, neuron_set
 
 PROJECTION_COLUMNS = ["layer", "neuron", "rank", "promoted", "promoted_logit", "suppressed", "suppressed_logit"]
-_BATCH = 128
+_BATCH, _COLUMNS = 128, 16384
 _SPACES = "▁Ġ"
 
 
 def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: int = 10) -> pd.DataFrame:
     """The `k` tokens that each neuron raises most and lowers most when its activation is positive (paper, table 5).
 
-    A neuron's row of W_out (d_model) is taken as a residual-stream vector and sent through the model's final norm
-    (`ln_final`) and `unembed`; what the zero vector gives there (the biases of norm and unembedding, the same for every
-    neuron) is subtracted. The norm stretches every row to one length, as if the neuron wrote alone: the scale of the
-    logits is arbitrary, and only their order and their relative size within one neuron count. A negative activation swaps
-    the two sides. Nothing between the neuron's layer and the output is followed.
+    A neuron's row of W_out (d_model), through the norm after the MLP where there is one (Gemma 2, OLMo 2), is taken as a
+    residual-stream vector and sent through the model's final norm (`ln_final`) and `unembed`, in float32; what the zero
+    vector gives there (the biases of norm and unembedding, the same for every neuron) does not count. The norm stretches
+    every row to one length, as if the neuron wrote alone: the scale of the logits is arbitrary, and only their order and
+    their relative size within one neuron count. A negative activation swaps the two sides. Nothing between the neuron's
+    layer and the output is followed.
 
     Returns one row for each neuron and rank (1 the strongest): layer, neuron, rank, promoted, promoted_logit, suppressed,
     suppressed_logit; neurons in the given order. A token's leading space shows as "▁", line breaks and other characters
@@ -38,7 +39,7 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to project")
     chosen.check_inside(model.cfg.n_layers, mlp_width(model))
-    rows = torch.stack([model.blocks[neuron.layer].mlp.W_out[neuron.index] for neuron in chosen])
+    rows = torch.stack([_written(model, neuron) for neuron in chosen])
     offset = _to_logits(model, torch.zeros_like(rows[:1]))
     if not 1 <= k <= offset.shape[-1]:
         raise ValueError(f"k must lie in 1 to {offset.shape[-1]} (the vocabulary), not {k}")
@@ -56,19 +57,20 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
 def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame:
     """The `k` tokens whose embeddings a neuron's input directions answer to most, and the `k` they answer to least.
 
-    Every row of W_E goes through the norm before the neuron's MLP and onto the neuron's column of W_gate and W_in (gated
-    MLPs; inputs "gate" and "up") or of W_in alone ("pre"). The residual stream of a deep layer is far from a token's
-    embedding, so this says most for the first layers. Returns one row for each input and rank: input, rank, raised_by,
-    raised, lowered_by, lowered (in units of the pre-activation, without its bias). Raises ValueError for a neuron outside
-    the model.
+    Every row of W_E goes through the norm before the neuron's MLP (where there is one) and onto the neuron's column of
+    W_gate and W_in (gated MLPs; inputs "gate" and "up") or of W_in alone ("pre"). The residual stream of a deep layer is
+    far from a token's embedding, so this says most for the first layers. Returns one row for each input and rank: input,
+    rank, raised_by, raised, lowered_by, lowered (in units of the pre-activation, without its bias). Raises ValueError for
+    a neuron outside the model.
     """
     check_hooked(model)
     neuron_set(neuron).check_inside(model.cfg.n_layers, mlp_width(model))
-    mlp, norm = model.blocks[neuron.layer].mlp, model.blocks[neuron.layer].ln2
+    mlp, norm = model.blocks[neuron.layer].mlp, norm_before_mlp(model, neuron.layer)
     directions = {"gate": mlp.W_gate, "up": mlp.W_in} if is_gated(model) else {"pre": mlp.W_in}
-    columns = torch.stack([weights[:, neuron.index] for weights in directions.values()], dim=1)
+    columns = torch.stack([weights[:, neuron.index] for weights in directions.values()], dim=1).float()
     with torch.no_grad():
-        seen = torch.cat([norm(part[None])[0] @ columns for part in model.W_E[: len(model.tokenizer)].split(4096)]).float()
+        parts = model.W_E[: len(model.tokenizer)].split(4096)
+        seen = torch.cat([(norm(part[None])[0] if norm else part).float() @ columns for part in parts])
     values, ids = _extremes(seen.T, min(k, len(seen)))
     found = []
     for name, row, tokens in zip(directions, values.tolist(), ids.tolist(), strict=True):
@@ -78,10 +80,18 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
 
 
 @torch.no_grad()
+def _written(model: HookedModel, neuron: Neuron) -> torch.Tensor:
+    """The direction that the neuron adds to the residual stream when its activation is positive."""
+    row, norm = model.blocks[neuron.layer].mlp.W_out[neuron.index], norm_after_mlp(model, neuron.layer)
+    return norm(row[None, None])[0, 0] if norm else row
+
+
+@torch.no_grad()
 def _to_logits(model: HookedModel, rows: Float[torch.Tensor, "row d_model"]) -> Float[torch.Tensor, "row token"]:
-    """Logits of residual-stream vectors, in float32, for the tokens that the tokenizer knows."""
-    logits = model.unembed(model.ln_final(rows[:, None]))[:, 0]
-    return logits[:, : len(model.tokenizer)].float()
+    """Logits of residual-stream vectors, without the unembedding's bias, for the tokens that the tokenizer knows."""
+    normed = model.ln_final(rows[:, None])[:, 0].float()
+    columns = model.unembed.W_U[:, : len(model.tokenizer)]
+    return torch.cat([normed @ part.float() for part in columns.split(_COLUMNS, dim=1)], dim=1)
 
 
 def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel
@@ -59,6 +59,25 @@ def key_hook(model: HookedModel) -> str:
 def is_gated(model: HookedModel) -> bool:
     """Whether the MLPs are gated (GLU)."""
     return bool(model.cfg.gated_mlp)
+
+
+def norm_before_mlp(model: HookedModel, layer: int) -> Any | None:
+    """The norm whose output the MLP reads; None where it reads the residual stream as it is (OLMo 2).
+
+    Blocks in which attention and MLP share one norm (Phi, Cohere) have it as ln1.
+    """
+    block = model.blocks[layer]
+    if getattr(block, "mlp_reads_resid_directly", False):
+        return None
+    return block.ln2 if hasattr(block, "ln2") else block.ln1
+
+
+def norm_after_mlp(model: HookedModel, layer: int) -> Any | None:
+    """The norm between W_out and the residual stream (Gemma 2 and 3, OLMo 2); None in most models."""
+    block = model.blocks[layer]
+    if getattr(block, "mlp_reads_resid_directly", False):
+        return block.ln2
+    return getattr(block, "ln2_post", None)
 
 
 def mlp_width(model: HookedModel) -> int:

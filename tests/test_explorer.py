@@ -1,0 +1,202 @@
+"""The explorer, the static page and the pieces of HTML they are made of."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.editing import scale
+from qrnca_lens.explore import Explorer, circuit, drawing, neuron, show, write_explorer
+from qrnca_lens.explore import html as pieces
+from qrnca_lens.explore.components import attention_patterns, coloured_tokens, component, library
+from qrnca_lens.explore.session import Session
+from qrnca_lens.models.letters import letter_probabilities
+from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.pipeline import locate
+from qrnca_lens.store import RunError
+
+HOSTILE = '</script><img src=x onerror=window.hacked=1> & "quotes" <marquee>'
+TAGS = {
+    *("b", "body", "button", "circle", "details", "div", "figcaption", "figure", "g", "h1", "h2", "h3", "head", "html"),
+    *("li", "line", "link", "meta", "p", "path", "polyline", "pre", "rect", "script", "section", "span", "style"),
+    *("summary", "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul"),
+}
+
+
+class Tags(HTMLParser):
+    """The tags and attributes of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.attributes = set[str](), set[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def hostile_queries() -> QuerySet:
+    def prompts(i: int) -> tuple[Prompt, ...]:
+        options = tuple(f"{HOSTILE} {k}" for k in range(4))
+        return tuple(
+            Prompt(f"{HOSTILE} {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4], f"t{HOSTILE}", options) for j in range(2)
+        )
+
+    return QuerySet(
+        tuple(Query(f"q{i}{HOSTILE}", f"g{i % 2}{HOSTILE}", prompts(i), HOSTILE, "a") for i in range(8)), "hostile"
+    )
+
+
+def test_views_escape_what_they_show_and_ask_no_network(
+    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    model, queries = model_of("llama"), hostile_queries()
+    located = locate(model, queries, QRNCAConfig(steps=2), progress=False)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a view went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    name = f"q0{HOSTILE}"
+    first = next(iter(located.for_query(name)), Neuron(1, 1))
+    card = neuron(model, first.layer, first.index, located=located)
+    explorer = Explorer(model, queries, located)
+    fragments = [view.to_html() for view in (show(located, name, model), card, circuit(model, located, name, first))]
+    fragments += [
+        explorer.view["query"],
+        explorer.view["card"],
+        explorer.view["circuit"],
+        *explorer.catalog["maps"].values(),
+    ]
+    for body in fragments:
+        found = Tags(body)
+        assert found.tags <= TAGS
+        assert not {"src", "href"} & found.attributes
+        assert not any(attribute.startswith("on") for attribute in found.attributes)
+    for view in (card, show(located, name, model)):
+        shown = view._repr_html_().replace(library(), "")
+        assert shown.count("</script") == shown.count("<script")
+    page = write_explorer(located, tmp_path / "page.html", model, progress=False).read_text("utf-8")
+    own = page.replace(library(), "")
+    assert len(page) - len(own) == len(library()), "the script of CircuitsVis stands in the page once"
+    assert own.count("</script") == own.count("<script")
+    assert Tags(own).tags <= TAGS
+
+
+def test_the_script_goes_into_the_first_output_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_SENT", set())
+    assert library() in pieces.notebook_html("<p>1</p>")
+    assert library() not in pieces.notebook_html("<p>2</p>")
+    assert "sourceMappingURL" not in library()
+    assert "</script" not in library()
+
+
+def test_components_carry_their_numbers() -> None:
+    made = coloured_tokens(["a", HOSTILE], np.array([0.5, -1.0]))
+    assert "<img" not in made
+    assert 'data-component="ColoredTokens"' in made
+    assert "rgba(230,159,0,0.38)" in made
+    listed = attention_patterns(["x", "y"], np.array([[[1.0, 0.0], [0.25, 0.75]]]), ["L0H1"])
+    assert "y 0.75, x 0.25" in listed
+    with pytest.raises(ValueError):
+        component("ColoredTokens", "", values=[float("nan")])
+
+
+def test_the_explorer_follows_python(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
+    model, located = run
+    explorer = Explorer(model, short_queries, located)
+    first = located.table.nlargest(1, "naica").iloc[0]
+    assert (explorer.selected["query"], explorer.neuron) == (
+        first["query"],
+        Neuron(int(first["layer"]), int(first["neuron"])),
+    )
+    assert type(explorer.selected["layer"]) is int
+    second = list(located.for_query("q3"))[1]
+    explorer.selected = {"query": "q3", "layer": second.layer, "neuron": second.index, "factor": 0, "scope": "neuron"}
+    assert explorer.neuron == second
+    assert f"<h2>{second}</h2>" in explorer.view["card"]
+    for scope, neurons in (("neuron", NeuronSet((second,))), ("all", located.for_query("q3"))):
+        explorer.selected = {"scope": scope}
+        with scale(model, neurons, 0.0):
+            p = letter_probabilities(model, short_queries["q3"].prompts[:1])[0]
+        assert list(explorer.letters.values()) == pytest.approx(p.tolist(), abs=1e-5)
+    stranger = next(Neuron(0, i) for i in range(48) if Neuron(0, i) not in located.for_query("q3"))
+    explorer.selected = {"layer": 0, "neuron": stranger.index}
+    assert f"<h2>{stranger}</h2>" in explorer.view["card"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": "q12"}, "the nearest is 'q11'|the nearest is 'q1'|the nearest is 'q2'"),
+        ({"group": "g9"}, "no group 'g9'; there are all groups, g0, g1, g2"),
+        ({"neuron": 48}, "outside the model"),
+        ({"factor": 0.3}, "factor must be one of 0, 0.25"),
+        ({"scope": "both"}, "scope must be 'neuron' or 'all'"),
+        ({"layer": 1.9}, "a neuron's layer must be a whole number, not 1.9"),
+        ({"layer": "1"}, "a neuron's layer must be a whole number, not '1'"),
+        ({"neuron": None}, "a neuron's index must be a whole number, not None"),
+        ({"querry": "q3"}, "nothing called .*querry.* can be selected; only group, query"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_the_explorer_refuses_what_does_not_exist(
+    change: dict[str, Any], message: str, run: tuple[Any, QRNeurons], short_queries: QuerySet
+) -> None:
+    explorer = Explorer(run[0], short_queries, run[1])
+    before = dict(explorer.selected)
+    with pytest.raises((KeyError, TypeError, ValueError), match=message):
+        explorer.selected = change
+    assert explorer.selected == before
+
+
+def test_the_explorer_needs_the_runs_queries(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
+    with pytest.raises(RunError, match=r"query 'q1' of the run is not in short with the same prompts"):
+        Explorer(run[0], short_queries.keep(["q0"]), run[1])
+
+
+def test_a_query_without_neurons_is_told_so(run: tuple[Any, QRNeurons], short_queries: QuerySet) -> None:
+    model, located = run
+    clusters = located.clusters[located.clusters["query"] != "q5"].reset_index(drop=True)
+    without = QRNeurons(clusters, located.queries, located.config, located.model, {}, located.asked)
+    explorer = Explorer(model, short_queries, without)
+    explorer.selected = {"query": "q5", "layer": None, "neuron": None}
+    assert "no QR neurons" in explorer.view["card"]
+    assert explorer.neuron is None
+    assert isinstance(show(without, "q5", model).to_html(), str)
+    assert isinstance(show(without, "q5", model).to_frame(), pd.DataFrame)
+    with pytest.raises(ValueError, match=r"no QR neurons; give the neurons"):
+        circuit(model, without, "q5")
+
+
+def test_a_page_keeps_queries_that_have_neurons(run: tuple[Any, QRNeurons], tmp_path: Any) -> None:
+    model, located = run
+    without = {"q0", "q1", "q4", "q7", "q10"}  # the first of g0, and all of g1
+    clusters = located.clusters[~located.clusters["query"].isin(without)].reset_index(drop=True)
+    partly = QRNeurons(clusters, located.queries, located.config, located.model, {}, located.asked)
+    catalog = Session(model, partly).catalog(top=2, per_group=1)
+    assert catalog["groups"] == ["g0", "g2"]
+    assert [query["id"] for query in catalog["queries"]] == ["q2", "q3"]
+    assert all(1 <= len(query["neurons"]) <= 2 for query in catalog["queries"])
+    with pytest.raises(IsADirectoryError, match=r"is a folder; give the name"):
+        write_explorer(partly, tmp_path, model)
+    with pytest.raises(ValueError, match=r"top and per_group must be at least 1, not 0 and 6"):
+        write_explorer(partly, tmp_path / "page.html", model, top=0)
+
+
+def test_charts_with_many_series_and_with_negative_sizes() -> None:
+    many = drawing.histogram({f"group {i}": np.arange(3.0) for i in range(12)}, x_title="x")
+    fills = re.findall(r'<span><svg[^>]*><rect[^>]*(fill="[^>]*")/>', many)
+    assert len(fills) == len(set(fills)) == 12
+    assert "j" not in re.findall(r' r="([^"]*)"', drawing.dots([(0, 1, -0.2, "a"), (1, 2, 0.4, "b")], 2, 8))[0]
