@@ -8,13 +8,16 @@ from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browsing import Watched, letters, set_factor
 
+from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
 from qrnca_lens.demo import run_demo
 from qrnca_lens.explore import Explorer, circuit, neuron, show, write_explorer
-from qrnca_lens.explore.html import style
+from qrnca_lens.explore.components import attention_patterns, coloured_tokens
+from qrnca_lens.explore.html import notebook_html, style
 from qrnca_lens.pipeline import locate
 from qrnca_lens.study import Subject, reproduce
 from qrnca_lens.study.report import write_report
@@ -121,6 +124,18 @@ def test_the_report_of_a_study_loads(study: Path, watched: Watched) -> None:
         watched.check()
 
 
+def test_a_group_without_neurons_is_not_offered(watched: Watched, run: Any, atlas: Any, tmp_path: Path) -> None:
+    clusters = run.clusters[run.clusters["group"] != "physics"].reset_index(drop=True)
+    partly = QRNeurons(clusters, run.queries, run.config, run.model, {}, run.asked)
+    page = watched.open(write_explorer(partly, tmp_path / "page.html", atlas, top=1, per_group=1, progress=False))
+    page.wait_for_selector('[data-part="card"] h2')
+    offered = page.locator('[data-role="group"] option').all_inner_texts()
+    assert offered == ["all groups", *(group for group in run.groups if group != "physics")]
+    for group in offered:
+        page.locator('[data-role="group"]').select_option(group)
+    watched.check()
+
+
 def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Path) -> None:
     model = model_of("llama")
     queries = QuerySet(
@@ -133,6 +148,25 @@ def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Pat
     page = watched.open(write_explorer(located, tmp_path / "page.html", model, progress=False))
     assert HOSTILE in page.locator('[data-part="query"] pre').inner_text()
     assert page.evaluate("window.hacked") is None
+    watched.check()
+
+
+def test_tokens_that_are_html_stay_texts(watched: Watched, tmp_path: Path, monkeypatch: Any) -> None:
+    """Single tokens, which the tokenizer has not cut into harmless pieces; <s> is how Llama's texts begin."""
+    monkeypatch.setattr("qrnca_lens.explore.html._SENT", set())
+    tokens = ["<s>", "<img/src='http://example.invalid/x'>", "<iframe/srcdoc='<script>parent.hacked=1</script>'>", "a&b"]
+    patterns = np.tril(np.full((2, 4, 4), 0.25))
+    views = coloured_tokens(tokens, np.linspace(-1, 1, 4)) + attention_patterns(tokens, patterns, ["L0H0", "L0H1"])
+    path = tmp_path / "tokens.html"
+    icon = "<link rel='icon' href='data:,'>"
+    path.write_text(f"<!doctype html><meta charset='utf-8'>{icon}{notebook_html(views)}", "utf-8")
+    page = watched.open(path)
+    page.wait_for_selector("[data-mounted]")
+    page.wait_for_timeout(300)
+    shown = page.locator('[data-component="ColoredTokens"]').inner_text()
+    assert all(token in shown for token in tokens)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("iframe").count() == 0
     watched.check()
 
 
@@ -180,9 +214,22 @@ def test_the_widget_talks_to_its_model(watched: Watched, atlas: Any, run: Any, t
     sent = page.evaluate("model.sent.at(-1)")
     explorer.selected = sent
     assert explorer.neuron == other
-    page.evaluate("view => { model.s.view = view; model.h['change:view'](); }", explorer.view)
+    page.evaluate("view => model.set('view', view)", explorer.view)
     assert page.locator('[data-part="card"] h2').inner_text() == str(other)
     set_factor(page, 0.0)
     explorer.selected = page.evaluate("model.sent.at(-1)")
     assert letters(page) == pytest.approx({k: round(v, 4) for k, v in explorer.letters.items()}, abs=1.5e-4)
+    # and the other way: what Python selects is what the page shows
+    explorer.selected = {"scope": "all", "factor": 0.25}
+    page.evaluate("selected => model.set('selected', selected)", explorer.selected)
+    assert letters(page) == pytest.approx({k: round(v, 4) for k, v in explorer.letters.items()}, abs=1.5e-4)
+    assert page.locator('[data-role="times"]').inner_text() == "0.25"
+    assert page.locator('input[value="all"]').is_checked()
+    third = list(run.for_query(explorer.selected["query"]))[2]
+    explorer.selected = {"layer": third.layer, "neuron": third.index}
+    page.evaluate("selected => model.set('selected', selected)", explorer.selected)
+    assert page.locator(".qrnca-busy").count() == 1, "the view of the other neuron is still to come"
+    page.evaluate("view => model.set('view', view)", explorer.view)
+    assert page.locator(".qrnca-busy").count() == 0
+    assert page.locator('[data-part="card"] h2').inner_text() == str(third)
     watched.check()

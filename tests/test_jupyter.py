@@ -84,6 +84,7 @@ def test_the_views_and_the_widget_in_jupyterlab(lab: str, browser: Any) -> None:
     watched = Watched(page, lab)
     page.goto(f"{lab}lab/tree/try.ipynb")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.get_by_text("| Idle").wait_for()  # a kernel that is not there yet runs nothing
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.wait_for_selector('.jp-OutputArea [data-part="card"] h2')
