@@ -24,6 +24,7 @@ from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduce import Sample
 
 pytestmark = pytest.mark.browser
+ALL_LIVE = "document.querySelector('[data-mounted]') && !document.querySelector('[data-component]:not([data-mounted])')"
 HOSTILE = "</script><img src=http://example.invalid/x onerror=window.hacked=1> <b>"
 
 
@@ -75,7 +76,7 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
             set_factor(page, factor)
             told = view.curve(edit).loc[factor].to_dict()
             assert letters(page) == pytest.approx({k: round(v, 4) for k, v in told.items()}, abs=1.5e-4)
-    assert page.locator("[data-component]").count() == page.locator("[data-mounted]").count() > 0
+    page.wait_for_function(ALL_LIVE)
     watched.check()
 
 
@@ -161,7 +162,7 @@ def test_tokens_that_are_html_stay_texts(watched: Watched, tmp_path: Path, monke
     icon = "<link rel='icon' href='data:,'>"
     path.write_text(f"<!doctype html><meta charset='utf-8'>{icon}{notebook_html(views)}", "utf-8")
     page = watched.open(path)
-    page.wait_for_selector("[data-mounted]")
+    page.wait_for_function(ALL_LIVE)
     page.wait_for_timeout(300)
     shown = page.locator('[data-component="ColoredTokens"]').inner_text()
     assert all(token in shown for token in tokens)
@@ -182,8 +183,8 @@ def test_notebook_outputs_work_on_their_own(
     path = tmp_path / "cells.html"
     path.write_text(f"<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'>{''.join(outputs)}", "utf-8")
     page = watched.open(path)
-    page.wait_for_function("document.querySelectorAll('[data-component]').length > 4")
-    assert page.locator("[data-component]").count() == page.locator("[data-mounted]").count()
+    assert page.locator("[data-component]").count() > 4
+    page.wait_for_function(ALL_LIVE)
     watched.check()
 
 

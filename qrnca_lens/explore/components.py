@@ -17,17 +17,24 @@ import circuitsvis
 import numpy as np
 
 _CLOSE = "</script"
+# one component at a time, so that a page with many stays responsive; until its turn a component shows its static rendering
 MOUNT = """
 window.qrncaMount ??= (root) => {
-  const found = (root || document).querySelectorAll("[data-component]:not([data-mounted])");
-  for (const place of found) {
+  const waiting = [...(root || document).querySelectorAll("[data-component]:not([data-mounted])")];
+  const mount = (place) => {
     const component = window.CircuitsVis?.[place.dataset.component];
-    if (!component || !document.contains(place)) continue;
+    if (!component || place.dataset.mounted || !document.contains(place)) return;
     place.id ||= "qrnca-" + Math.random().toString(36).slice(2);
-    if (document.getElementById(place.id) !== place) continue;  // inside a shadow root: the static rendering stays
+    if (document.getElementById(place.id) !== place) return;  // inside a shadow root: the static rendering stays
     place.dataset.mounted = "yes";
     window.CircuitsVis.render(place.id, component, JSON.parse(place.dataset.props));
-  }
+  };
+  const next = () => {
+    if (!waiting.length) return;
+    mount(waiting.shift());
+    setTimeout(next);
+  };
+  setTimeout(next);
 };
 """
 

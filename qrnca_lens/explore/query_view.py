@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -44,10 +45,14 @@ class QueryView(html.View):
 
     def to_frame(self) -> pd.DataFrame:
         """The QR neurons, with P(right letter) when each alone is suppressed (x 0) and enhanced (x 2)."""
-        table = self.dose.pivot(index="edit", columns="factor", values=self.right)
         names = [str(Neuron(*pair)) for pair in self.neurons[["layer", "neuron"]].itertuples(index=False, name=None)]
-        found = table.reindex(names)
+        found = self._right_by_edit.reindex(names)
         return self.neurons.assign(**{"P x 0": found[0.0].to_numpy(), "P x 2": found[2.0].to_numpy()})
+
+    @cached_property
+    def _right_by_edit(self) -> pd.DataFrame:
+        """P(right letter), a row an edit and a column a factor."""
+        return self.dose.pivot(index="edit", columns="factor", values=self.right)
 
     def curve(self, edit: str | Neuron = ALL) -> pd.DataFrame:
         """P of every letter by factor for one edit. KeyError for an edit that was not made."""
@@ -70,8 +75,9 @@ class QueryView(html.View):
                 html.neuron_button(Neuron(*pair)) for pair in shown[["layer", "neuron"]].itertuples(index=False, name=None)
             ]
         )
-        right = {name: self.curve(name)[asked.letter].tolist() for name in (ALL, *strongest)}
-        letters = {letter: self.curve()[letter].tolist() for letter in LETTERS}
+        right = {name: self._right_by_edit.loc[name].tolist() for name in (ALL, *strongest)}
+        every = self.curve()
+        letters = {letter: every[letter].tolist() for letter in LETTERS}
         return "".join(
             [
                 html.section(heading, f"<pre>{html.text(asked.text)}</pre>", html.table(self.letters)),
