@@ -20,7 +20,7 @@ demo: .venv/ready
 	$(BIN)/qrnca demo --out $(RUN)
 
 test: .venv/ready
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 # the pages, and the views in JupyterLab, in a headless browser; Debian's package is installed where there is none
 test-browser: .venv/ready
@@ -39,7 +39,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 
 notebooks: .venv/ready
-	QRNCA_PER_GROUP=4 $(BIN)/pytest -q --nbmake --nbmake-timeout=900 notebooks
+	QRNCA_PER_GROUP=4 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --nbmake --nbmake-timeout=900 notebooks
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/attribution.py

@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.io
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from qrnca_lens import plots
 from qrnca_lens import plots_localization as figures
@@ -27,7 +28,7 @@ from qrnca_lens.localization import (
     overlap_test,
     promoted_tokens,
 )
-from qrnca_lens.localization.projection import visible_token
+from qrnca_lens.localization.projection import read_tokens, visible_token
 from qrnca_lens.localization.significance import TEST_COLUMNS, _label_chunks, holm
 from qrnca_lens.models import load_model, target_id
 from qrnca_lens.neurons import Neuron, NeuronSet
@@ -234,6 +235,31 @@ def test_promoted_tokens_are_the_rows_of_w_out_in_the_vocabulary(family: str, mo
         assert zero.abs().max() == 0
         scaled = torch.nn.functional.rms_norm(row, (32,), model.ln_final.w, model.cfg.eps) @ model.W_U
         assert logits.tolist() == pytest.approx(scaled[:vocabulary].tolist(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_a_norm_after_the_mlp_lies_between_a_neuron_and_the_tokens(
+    family: str, model_of: Callable[[str], Any], folder_of: Callable[[str], Path]
+) -> None:
+    """Against the weights of transformers: W_out, post-MLP norm, final norm, head; and the MLP's input norm, if any."""
+    model, hf = model_of(family), AutoModelForCausalLM.from_pretrained(folder_of(family))
+    block, known = hf.model.layers[1], len(model.tokenizer)
+    plus = 1 if family == "gemma2" else 0  # Gemma's norms scale by 1 + weight
+
+    def norm(rows: torch.Tensor, module: Any) -> torch.Tensor:
+        return torch.nn.functional.rms_norm(rows, (32,), module.weight + plus, model.cfg.eps)
+
+    with torch.no_grad():
+        row = norm(block.mlp.down_proj.weight[:, 7], block.post_feedforward_layernorm)
+        logits = (norm(row, hf.model.norm) @ hf.lm_head.weight.T)[:known]
+        embedded = hf.model.embed_tokens.weight[:known]
+        seen = norm(embedded, block.pre_feedforward_layernorm) if family == "gemma2" else embedded
+        gates = seen @ block.mlp.gate_proj.weight[7]
+    found = promoted_tokens(model, Neuron(1, 7), k=5)
+    assert found["promoted_logit"].tolist() == pytest.approx(logits.topk(5).values.tolist(), rel=1e-3)
+    assert found["suppressed_logit"].tolist() == pytest.approx((-(-logits).topk(5).values).tolist(), rel=1e-3)
+    read = read_tokens(model, Neuron(1, 7), k=3).query("input == 'gate'")
+    assert read["raised"].tolist() == pytest.approx(gates.topk(3).values.tolist(), rel=1e-3)
 
 
 def test_a_neuron_that_writes_one_token(folder_of: Callable[[str], Path]) -> None:
