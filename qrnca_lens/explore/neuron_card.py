@@ -27,6 +27,7 @@ from qrnca_lens.models.activity import last_activations
 from qrnca_lens.neurons import Neuron, NeuronSet, neuron_at
 
 EFFECT_QUERIES, SHOWN_SCORES = 24, 8
+EFFECT_TITLES = {"P untouched": "P", "P ablated (x 0)": "P x 0", "P doubled (x 2)": "P x 2"}
 GROUP_TITLES = {"in_clusters": "in clusters", "as_qr_neuron": "QR neuron"}
 
 
@@ -150,9 +151,11 @@ class NeuronCard(html.View):
     def _effects_html(self) -> list[str]:
         if self.effects.empty:
             return [html.note("Nothing was measured; give the queries as effects_on.")]
-        measured, of = len(self.effects), len(self.scores)
-        words = f"Mean P(right letter) over a query's prompts. Measured on {measured} of {self.queries} queries; "
-        return [html.note(f"{words}the clusters of {of} hold it."), html.table(_ranks_shown(self.effects))]
+        return [
+            html.note("Mean P(right letter) over a query's prompts, untouched, ablated (x 0) and doubled (x 2)."),
+            html.note(f"Measured on {len(self.effects)} of {self.queries} queries; {len(self.scores)} clusters hold it."),
+            html.table(_ranks_shown(self.effects).rename(columns=EFFECT_TITLES)),
+        ]
 
     def _neighbours_html(self) -> str:
         if self.neighbours.empty:
