@@ -131,6 +131,16 @@ def test_the_explorer_follows_python(run: tuple[Any, QRNeurons], short_queries: 
         with scale(model, neurons, 0.0):
             p = letter_probabilities(model, short_queries["q3"].prompts[:1])[0]
         assert list(explorer.letters.values()) == pytest.approx(p.tolist(), abs=1e-5)
+    explorer.selected = {"query": "q7"}
+    assert explorer.neuron == next(iter(located.for_query("q7")))
+    explorer.selected = {"group": "g2"}
+    assert located.asked[explorer.selected["query"]].group == "g2"
+    strongest = located.table[located.table["group"] == "g2"]["naica"].max()
+    mine = located.table[located.table["query"] == explorer.selected["query"]].iloc[0]
+    assert mine["naica"] == strongest and explorer.neuron == Neuron(int(mine["layer"]), int(mine["neuron"]))
+    explorer.selected = {"query": "q3"}
+    assert explorer.selected["group"] == "g0"
+    assert explorer.selected["scope"] == "all", "what is not changed stays"
     stranger = next(Neuron(0, i) for i in range(48) if Neuron(0, i) not in located.for_query("q3"))
     explorer.selected = {"layer": 0, "neuron": stranger.index}
     assert f"<h2>{stranger}</h2>" in explorer.view["card"]
@@ -147,6 +157,7 @@ def test_the_explorer_follows_python(run: tuple[Any, QRNeurons], short_queries: 
         ({"layer": 1.9}, "a neuron's layer must be a whole number, not 1.9"),
         ({"layer": "1"}, "a neuron's layer must be a whole number, not '1'"),
         ({"neuron": None}, "a neuron's index must be a whole number, not None"),
+        ({"query": "q1", "group": "g0"}, "query 'q1' is of group 'g1', not of 'g0'"),
         ({"querry": "q3"}, "nothing called .*querry.* can be selected; only group, query"),
     ],
 )

@@ -34,8 +34,9 @@ class Explorer(anywidget.AnyWidget):
     """Pick a group, a query and a neuron; see the neuron's card, its circuit and what scaling it does to the letters.
 
     Everything stays in step with Python: `selected` is a dictionary with group, query, layer, neuron, scope ("neuron" or
-    "all": what the slider scales) and factor, and can be set, in part too; `letters` are the probabilities shown. Nothing
-    is fetched from the network. Raises RunError if the run was made with another model or other queries.
+    "all": what the slider scales) and factor. It can be set, in part too: a group alone brings its strongest query along, a
+    query its best neuron. `letters` are the probabilities shown. Nothing is fetched from the network. Raises RunError if
+    the run was made with another model or other queries.
     """
 
     _esm = traitlets.Unicode(_module()).tag(sync=True)
@@ -54,7 +55,7 @@ class Explorer(anywidget.AnyWidget):
 
     @traitlets.validate("selected")
     def _check(self, proposal: Any) -> dict[str, Any]:
-        return self._session.checked({**self.selected, **proposal["value"]})
+        return self._session.changed(self.selected, proposal["value"])
 
     @traitlets.observe("selected")
     def _follow(self, change: Any) -> None:

@@ -70,31 +70,30 @@ class Session:
 
     def first(self, queries: Collection[str] | None = None) -> dict[str, Any]:
         """The selection to begin with: the neuron and query (of `queries`; None: of all) with the highest naica."""
-        rows = self.located.table
-        rows = rows if queries is None else rows[rows["query"].isin(list(queries))]
+        return {"group": ALL_GROUPS, **self._strongest(queries), "scope": "neuron", "factor": 1.0}
+
+    def _strongest(self, queries: Collection[str] | None) -> dict[str, Any]:
+        among = list(self.located.queries["query"]) if queries is None else list(queries)
+        rows = self.located.table[self.located.table["query"].isin(among)]
         best = next(rows.nlargest(1, "naica")[["query", "layer", "neuron"]].itertuples(index=False, name=None), None)
-        query, layer, index = best or (self.located.queries["query"][0], None, None)
-        return {
-            "group": ALL_GROUPS,
-            "query": str(query),
-            "layer": layer,
-            "neuron": index,
-            "scope": "neuron",
-            "factor": 1.0,
-        }
+        query, layer, index = best or (among[0], None, None)
+        return {"query": str(query), "layer": layer, "neuron": index}
 
-    def checked(self, selected: dict[str, Any]) -> dict[str, Any]:
-        """`selected` with plain numbers, if everything in it exists; else an error that says what there is.
+    def changed(self, old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+        """The selection `old` with `change`, completed and with plain numbers, if everything in it exists.
 
-        KeyError for an unknown part, query or group, TypeError for a neuron that is no pair of whole numbers, ValueError
-        for a neuron outside the model, a scope or a factor that is not on offer.
+        A group alone brings its strongest query along, a query alone its best neuron and its group. KeyError for an unknown
+        part, query or group, TypeError for a neuron that is no pair of whole numbers, ValueError for a neuron outside the
+        model, a query of another group, a scope or a factor that is not on offer.
         """
-        unknown = set(selected) - set(SELECTION)
+        unknown = set(change) - set(SELECTION)
         if unknown:
             raise KeyError(f"nothing called {min(unknown)!r} can be selected; only {', '.join(SELECTION)}")
+        selected = {**old, **change}
         self.located.check_query(selected["query"])
         if selected["group"] not in (ALL_GROUPS, *self.located.groups):
             raise KeyError(f"no group {selected['group']!r}; there are {ALL_GROUPS}, {', '.join(self.located.groups)}")
+        selected = self._completed(selected, change)
         chosen = chosen_neuron(selected)
         if chosen:
             NeuronSet((chosen,)).check_inside(self.located.model.n_layers, self.located.model.d_mlp)
@@ -104,6 +103,19 @@ class Session:
         if selected["factor"] not in FACTORS:
             raise ValueError(f"factor must be one of {', '.join(f'{f:g}' for f in FACTORS)}, not {selected['factor']}")
         return {**selected, "factor": float(selected["factor"])}
+
+    def _completed(self, selected: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+        if "query" in change and not {"layer", "neuron"} & set(change):
+            selected = {**selected, **self._strongest([selected["query"]])}
+        group = self.located.asked[selected["query"]].group
+        if selected["group"] in (ALL_GROUPS, group):
+            return selected
+        if "query" not in change:
+            mine = [query.id for query in self.located.asked if query.group == selected["group"]]
+            return {**selected, **self._strongest(mine), **{k: v for k, v in change.items() if k in ("layer", "neuron")}}
+        if "group" not in change:
+            return {**selected, "group": group}
+        raise ValueError(f"query {selected['query']!r} is of group {group!r}, not of {selected['group']!r}")
 
     def view(self, query_id: str, chosen: Neuron | None) -> dict[str, Any]:
         """What the widget shows: HTML of query, card and circuit, and P of the letters over `FACTORS` for the slider."""
