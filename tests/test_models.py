@@ -32,7 +32,7 @@ def test_logits_and_tokens_equal_transformers(
     family: str, model_of: Callable[[str], Any], hf_of: Callable[[str], Any], folder_of: Callable[[str], Path]
 ) -> None:
     model, hf = model_of(family), hf_of(family)
-    assert isinstance(model, TransformerBridge if family == "opt" else HookedTransformer)
+    assert isinstance(model, HookedTransformer if family in ENGINE_FAMILIES else TransformerBridge)
     ids = AutoTokenizer.from_pretrained(folder_of(family))(TEXT, return_tensors="pt").input_ids
     assert torch.equal(to_tokens(model, TEXT), ids[0])
     assert torch.equal(model.to_tokens(TEXT), ids)
