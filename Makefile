@@ -43,6 +43,7 @@ notebooks: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/attribution.py
+	$(BIN)/python benchmarks/explorer.py
 
 card: .venv/ready
 	$(BIN)/qrnca card atlas --out docs/atlas_card.md
