@@ -42,17 +42,18 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
         rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.24 / rows
     )
     for i, panel in enumerate(maps):
-        hover = np.stack([panel.neurons, panel.best, panel.query], axis=-1)
+        hover = np.stack([panel.neurons, panel.best], axis=-1)
         figure.add_trace(
             go.Heatmap(
                 z=np.where(panel.neurons > 0, panel.values, np.nan),
                 x=panel.starts,
                 customdata=hover,
+                text=panel.query,
                 coloraxis="coloraxis",
                 name=panel.group,
                 hovertemplate=(
                     "layer %{y}, neurons from %{x}<br>%{customdata[0]} QR neurons, strongest: "
-                    "neuron %{customdata[1]}, most in %{customdata[2]}"
+                    "neuron %{customdata[1]}, most in %{text}"
                     "<br>summed naica %{z:.3f}<extra>%{fullData.name}</extra>"
                 ),
             ),

@@ -70,7 +70,7 @@ def test_figures_carry_their_data_and_touch_no_global() -> None:
     assert plotly.io.templates.default == before
     assert [trace.name for trace in figure.data] == ["x", "y"]
     assert figure.layout.template.layout.colorway == plots.PALETTE
-    assert figure.data[0].customdata[0, 2].tolist() == [1, 2, "b"]
+    assert (figure.data[0].customdata[0, 2].tolist(), figure.data[0].text[0, 2]) == ([1, 2], "b")
     assert np.nansum(np.asarray(figure.data[0].z, dtype=float)) == pytest.approx(group_heatmap(result(), "x").values.sum())
     assert [list(bar.y) for bar in plots.layers(result()).data] == [[2, 1], [0, 2]]
     with pytest.raises(KeyError, match="no group 'z'"):
