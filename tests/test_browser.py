@@ -91,6 +91,11 @@ def test_a_neuron_that_is_not_kept_is_told_so(explorer_page: Path, watched: Watc
             break
     assert f"ql.neuron(model, {layer}, {index}, located=located)" in page.locator('[data-role="message"]').inner_text()
     assert page.locator('[data-part="card"] h2').inner_text() == before
+    told = page.locator("button[data-neuron]").evaluate_all(
+        "all => all.map(b => [b.dataset.layer, b.dataset.neuron, b.disabled])"
+    )
+    assert {f"{layer}.{index}" in kept for layer, index, disabled in told if not disabled} == {True}
+    assert any(disabled for *_, disabled in told)
     page.locator('[data-role="group"]').select_option("physics")
     assert page.locator('[data-role="query"]').input_value().startswith("phys")
     watched.check()

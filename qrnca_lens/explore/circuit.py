@@ -25,7 +25,7 @@ SHOWN_HEADS, SHOWN_NEURONS, SHOWN_SOURCES = 6, 6, 10
 
 @dataclass(frozen=True)
 class Circuit(html.View):
-    """What feeds some neurons at the last token of one prompt, and what they write.
+    """What feeds some neurons at the last token of one prompt (`number` of the query's), and what they write.
 
     `contributions`: one row for each neuron, input ("gate" and "up" in gated MLPs, else "pre") and source: layer, neuron,
     input, source ("embedding", "L0H2", "MLP 0", "bias" …), kind (embedding, head, mlp, bias, remainder), value, in units of
@@ -36,6 +36,7 @@ class Circuit(html.View):
     """
 
     query: str
+    number: int
     prompt: Prompt
     tokens: tuple[str, ...]
     inputs: pd.DataFrame
@@ -65,7 +66,8 @@ class Circuit(html.View):
         """The view as an HTML fragment; `chosen` limits it to one neuron, `heads` the attention maps."""
         neurons = [Neuron(*pair) for pair in self.writes[["layer", "neuron"]].itertuples(index=False, name=None)]
         shown = [chosen] if chosen else neurons
-        parts = [_neuron_html(self, neuron) for neuron in shown[:SHOWN_NEURONS]]
+        parts = [html.note(f"At the last token of {self.query}, prompt {self.number}, right letter {self.prompt.letter}.")]
+        parts += [_neuron_html(self, neuron) for neuron in shown[:SHOWN_NEURONS]]
         if len(shown) > SHOWN_NEURONS:
             parts.append(html.note(f"{len(shown) - SHOWN_NEURONS} more neurons are in .to_frame()."))
         parts.append(html.section("Where the feeding heads look, from the last token", *self._looks()))
@@ -140,6 +142,7 @@ def circuit(
     patterns = [cache[in_block(layer, PATTERN)][0, head].float().cpu().numpy() for layer, head in heads]
     return Circuit(
         query_id,
+        prompt,
         asked,
         tuple(token_texts(model, tokens)),
         inputs,

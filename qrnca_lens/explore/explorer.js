@@ -22,6 +22,7 @@ function mount(root, store) {
       <label>times <input type="range" data-role="factor"> <output data-role="times"></output></label>
     </div>
     <div class="qrnca-letters" data-role="letters"></div>
+    <p class="qrnca-note">P of the letters after the query's prompt 0, which is shown below.</p>
     <div class="qrnca-columns">
       <div>
         <details data-part="query" open><summary>Query</summary><div></div></details>
@@ -38,6 +39,8 @@ function mount(root, store) {
   const queriesOf = (group) => catalog.queries.filter((query) => group === catalog.all || query.group === group);
   const queryOf = (id) => catalog.queries.find((query) => query.id === id);
   const label = ([layer, index]) => `L${layer}.N${index}`;
+
+  const kept = new Set(catalog.queries.flatMap((query) => query.neurons.map(label)));
 
   function choose(change) {
     part("message").textContent = "";
@@ -96,6 +99,11 @@ function mount(root, store) {
     const { layer, neuron } = selected();
     for (const place of root.querySelectorAll("[data-neuron]"))
       place.classList.toggle("qrnca-chosen", +place.dataset.layer === layer && +place.dataset.neuron === neuron);
+    if (catalog.anyNeuron) return;
+    for (const button of root.querySelectorAll("button[data-neuron]")) {
+      button.disabled = !kept.has(button.textContent);
+      if (button.disabled) button.title = "not among the neurons kept in this page";
+    }
   }
 
   function letters() {
@@ -127,7 +135,9 @@ function mount(root, store) {
     const group = event.target.value;
     const stay = queriesOf(group).some((query) => query.id === selected().query);
     if (stay) return choose({ group });
-    const first = queriesOf(group)[0];
+    // as in Python: a group brings its strongest query along
+    const strength = (query) => query.neurons[0]?.[2] ?? -Infinity;
+    const first = queriesOf(group).reduce((a, b) => (strength(b) > strength(a) ? b : a));
     const [layer, neuron] = first.neurons[0] ?? [null, null];
     choose({ group, query: first.id, layer, neuron });
   });

@@ -182,6 +182,8 @@ def neuron(
     Raises TypeError for a layer or index that is no whole number, ValueError for a neuron outside the model, KeyError for an
     unknown query, RunError for another model than the run's or a run without prompts.
     """
+    if isinstance(effects_on, str):
+        raise TypeError(f"effects_on is a list of query ids; give [{effects_on!r}]")
     model, chosen = model_of(located, model), neuron_at(layer, index)
     NeuronSet((chosen,)).check_inside(located.model.n_layers, located.model.d_mlp)
     asked = [(query, prompt) for query in located.asked for prompt in query.prompts]

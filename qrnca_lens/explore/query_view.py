@@ -67,7 +67,7 @@ class QueryView(html.View):
     def to_html(self) -> str:
         """The view as an HTML fragment."""
         asked = self.query.prompts[self.prompt]
-        heading = f"{self.query.id} ({self.query.group}), right letter {asked.letter}"
+        heading = f"{self.query.id} ({self.query.group}), prompt {self.prompt}, right letter {asked.letter}"
         shown = self.to_frame()
         strongest = [str(Neuron(*pair)) for pair in shown[["layer", "neuron"]].head(3).itertuples(index=False, name=None)]
         shown = shown.assign(
@@ -76,6 +76,7 @@ class QueryView(html.View):
             ]
         )
         right = {name: self._right_by_edit.loc[name].tolist() for name in (ALL, *strongest)}
+        scaled = f"P x 0 and P x 2: P({asked.letter}) after prompt {self.prompt} with that neuron alone scaled."
         every = self.curve()
         letters = {letter: every[letter].tolist() for letter in LETTERS}
         return "".join(
@@ -83,14 +84,17 @@ class QueryView(html.View):
                 html.section(heading, f"<pre>{html.text(asked.text)}</pre>", html.table(self.letters)),
                 html.section(
                     "Dose and response",
-                    html.note("The activations are multiplied by the factor at the last token; 1 is the untouched model."),
+                    html.note(
+                        f"The activations are multiplied by the factor at the last token of prompt {self.prompt}, the one "
+                        "above; 1 is the untouched model."
+                    ),
                     '<div class="qrnca-row"><figure><figcaption>Every letter, all QR neurons scaled</figcaption>',
                     drawing.lines(letters, FACTORS, x_title="factor", y_title="P(letter)", strong=asked.letter),
                     f"</figure><figure><figcaption>P({asked.letter}), the right letter</figcaption>",
                     drawing.lines(right, FACTORS, x_title="factor", y_title=f"P({asked.letter})", strong=ALL),
                     "</figure></div>",
                 ),
-                html.section("Its QR neurons", self._map(), html.table(shown, raw=["neuron"])),
+                html.section("Its QR neurons", self._map(), html.note(scaled), html.table(shown, raw=["neuron"])),
             ]
         )
 

@@ -83,12 +83,14 @@ class Session:
         """The selection `old` with `change`, completed and with plain numbers, if everything in it exists.
 
         A group alone brings its strongest query along, a query alone its best neuron and its group. KeyError for an unknown
-        part, query or group, TypeError for a neuron that is no pair of whole numbers, ValueError for a neuron outside the
-        model, a query of another group, a scope or a factor that is not on offer.
+        part, query or group, TypeError for a neuron that is no pair of whole numbers, ValueError for half a neuron or one
+        outside the model, a query of another group, a scope or a factor that is not on offer.
         """
         unknown = set(change) - set(SELECTION)
         if unknown:
             raise KeyError(f"nothing called {min(unknown)!r} can be selected; only {', '.join(SELECTION)}")
+        if len({"layer", "neuron"} & set(change)) == 1:
+            raise ValueError("give layer and neuron together: one of them alone is no neuron")
         selected = {**old, **change}
         self.located.check_query(selected["query"])
         if selected["group"] not in (ALL_GROUPS, *self.located.groups):
