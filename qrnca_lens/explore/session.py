@@ -10,7 +10,7 @@ from typing import Any, cast
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import LETTERS
 from qrnca_lens.explore import drawing, html
-from qrnca_lens.explore.card_numbers import effects_of, scores_of
+from qrnca_lens.explore.card_numbers import effects_of
 from qrnca_lens.explore.circuit import circuit
 from qrnca_lens.explore.neuron_card import NeuronCard, neuron
 from qrnca_lens.explore.query_view import FACTORS, QueryView, dose_response, look
@@ -142,20 +142,23 @@ class Session:
         return self._queries[query_id]
 
     def card(self, chosen: Neuron, effects_on: Sequence[str]) -> str:
-        """The HTML of a neuron's card with its effect on these queries; all but that effect is kept once computed."""
+        """The HTML of a neuron's card with its effect on these queries."""
+        card, queries = self._card(chosen), [self.located.asked[query] for query in effects_on]
+        return replace(card, effects=effects_of(self.model, chosen, queries, card.scores)).to_html()
+
+    def best_queries(self, chosen: Neuron, count: int) -> list[str]:
+        """The queries where the neuron ranks highest, or has the highest attribution."""
+        return list(self._card(chosen).scores["query"].head(count))
+
+    def _card(self, chosen: Neuron) -> NeuronCard:
+        """The card without effects, kept once computed."""
         if chosen not in self._cards:
             known = self._columns.get(chosen)
             activity = None if known is None else self._activity[:, known].numpy()
             self._cards[chosen] = neuron(
                 self.model, chosen.layer, chosen.index, located=self.located, effects_on=(), activity=activity
             )
-        card = self._cards[chosen]
-        queries = [self.located.asked[query] for query in effects_on]
-        return replace(card, effects=effects_of(self.model, chosen, queries, card.scores)).to_html()
-
-    def best_queries(self, chosen: Neuron, count: int) -> list[str]:
-        """The queries where the neuron ranks highest, or has the highest attribution."""
-        return list(scores_of(self.located, chosen)["query"].head(count))
+        return self._cards[chosen]
 
     def circuit(self, query_id: str, chosen: Neuron) -> str:
         """The HTML of a neuron's circuit, or why there is none (an architecture whose contributions do not add up)."""
