@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,8 +23,9 @@ from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_clust
 from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, check_site, mlp_width, option_tokens, to_tokens
+from qrnca_lens.models import HookedModel, check_hooked, check_site, mlp_width, options_of
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.letters import decisions
 from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
 
 _FLUSH_SECONDS = 5.0
@@ -94,15 +94,12 @@ def _check_prompts(model: HookedModel, queries: QuerySet) -> tuple[dict[str, lis
 
     Every prompt is looked at before anything is computed.
     """
+    asked = [(query.id, prompt) for query in queries for prompt in query.prompts]
+    found = options_of(model, [prompt.text for _, prompt in asked])
     letters: dict[str, list[int]] = {}
-    decided: Counter[OptionTokens] = Counter()
-    for query in queries:
-        for prompt in query.prompts:
-            to_tokens(model, prompt.text)
-            options = option_tokens(model.tokenizer, prompt.text)
-            decided[options] += 1
-            letters.setdefault(query.id, []).append(options.id_of(prompt.letter))
-    return letters, [{**asdict(options), "prompts": count} for options, count in decided.items()]
+    for (query, prompt), options in zip(asked, found, strict=True):
+        letters.setdefault(query, []).append(options.id_of(prompt.letter))
+    return letters, decisions(found)
 
 
 class _Run:

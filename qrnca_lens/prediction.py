@@ -106,5 +106,5 @@ def _direct(model: HookedModel, prompts: Sequence[Prompt], activity: np.ndarray,
     rows = torch.cat([model.blocks[layer].mlp.W_out[indices] for layer, indices in neurons.by_layer().items()])
     written = torch.from_numpy(activity).to(rows) @ rows
     logits = model.unembed(model.ln_final(written[:, None]))[:, 0].cpu()
-    ids = torch.tensor([option_tokens(model.tokenizer, prompt.text).ids for prompt in prompts])
+    ids = torch.tensor([option_tokens(model, prompt.text).ids for prompt in prompts])
     return logits.gather(1, ids).argmax(1).numpy()

@@ -60,7 +60,7 @@ def test_the_facts_sit_in_the_recall_layers_at_the_last_token(atlas: Any) -> Non
 def test_every_letter_is_a_spaced_token_after_every_template(atlas: Any) -> None:
     for query in (q for name in ("atlas/domains", "atlas/languages") for q in load_queries(name).sample(1)):
         for prompt in query.prompts:
-            assert option_tokens(atlas.tokenizer, prompt.text).leading_space
+            assert option_tokens(atlas, prompt.text).leading_space
 
 
 def test_the_card_shows_where_the_facts_are(atlas: Any) -> None:

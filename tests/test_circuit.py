@@ -80,7 +80,7 @@ def test_writes_are_what_the_letters_lose_without_the_neuron(run: tuple[Any, QRN
     before, cache = model.run_with_cache(tokens)
     with scale(model, chosen, 0.0):
         after = model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_scale", lambda _, hook: cache[hook.name])])
-    ids = list(option_tokens(model.tokenizer, prompt.text).ids)
+    ids = list(option_tokens(model, prompt.text).ids)
     lost = (before - after)[0, -1, ids].tolist()
     assert found.writes[list(LETTERS)].iloc[0].tolist() == pytest.approx(lost, rel=1e-3, abs=1e-5)
 

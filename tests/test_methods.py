@@ -25,7 +25,7 @@ PROMPT = Prompt("Which letter is right?\nAnswer:", "B")
 
 def p_right(model: Any) -> float:
     logits = model(to_tokens(model, PROMPT.text)[None])[0, -1]
-    return logits.softmax(-1)[option_tokens(model.tokenizer, PROMPT.text).id_of("B")].item()
+    return logits.softmax(-1)[option_tokens(model, PROMPT.text).id_of("B")].item()
 
 
 def test_exact_ablation_is_the_effect_of_the_intervention(model_of: Callable[[str], Any]) -> None:
@@ -36,7 +36,7 @@ def test_exact_ablation_is_the_effect_of_the_intervention(model_of: Callable[[st
         for layer, index in ((0, 5), (1, 47), (2, 0)):
             with suppress(model, Neuron(layer, index)):
                 assert scores[layer, index].item() == pytest.approx(untouched - p_right(model), abs=1e-6)
-    asked = Asked(model_of("llama"), PROMPT, option_tokens(model_of("llama").tokenizer, PROMPT.text))
+    asked = Asked(model_of("llama"), PROMPT, option_tokens(model_of("llama"), PROMPT.text))
     few = ablate_each(asked, NeuronSet.of((2, 0), (0, 5)))
     everything = score("ablation", model_of("llama"), PROMPT)
     assert torch.allclose(few, torch.stack([everything[2, 0], everything[0, 5]]), atol=1e-7)
@@ -58,7 +58,7 @@ def test_gradient_times_activation_by_autograd(model_of: Callable[[str], Any]) -
 
     with torch.enable_grad():
         logits = model.run_with_hooks(to_tokens(model, PROMPT.text)[None], fwd_hooks=[("blocks.1.mlp.hook_post", keep)])
-        logits[0, -1].softmax(-1)[option_tokens(model.tokenizer, PROMPT.text).id_of("B")].backward()
+        logits[0, -1].softmax(-1)[option_tokens(model, PROMPT.text).id_of("B")].backward()
     assert kept["post"].grad is not None
     wanted = (kept["post"] * kept["post"].grad)[0, -1].detach()
     assert torch.allclose(score("gradient", model, PROMPT)[layer], wanted, atol=1e-7)
@@ -69,7 +69,7 @@ def test_log_probability_increase_by_hand(model_of: Callable[[str], Any]) -> Non
     _, cache = model.run_with_cache(to_tokens(model, PROMPT.text)[None])
     before = cache["blocks.2.hook_resid_mid"][0, -1]
     added = cache["blocks.2.mlp.hook_post"][0, -1, index] * model.blocks[layer].mlp.W_out[index]
-    token = option_tokens(model.tokenizer, PROMPT.text).id_of("B")
+    token = option_tokens(model, PROMPT.text).id_of("B")
 
     def log_p(resid: torch.Tensor) -> float:
         return model.unembed(model.ln_final(resid[None, None]))[0, 0].log_softmax(-1)[token].item()
@@ -80,7 +80,7 @@ def test_log_probability_increase_by_hand(model_of: Callable[[str], Any]) -> Non
 
 def test_contrastive_scores_sum_to_the_change_of_the_margin(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
-    letters = option_tokens(model.tokenizer, PROMPT.text)
+    letters = option_tokens(model, PROMPT.text)
 
     def margin() -> float:
         logs = model(to_tokens(model, PROMPT.text)[None])[0, -1].log_softmax(-1)[list(letters.ids)]

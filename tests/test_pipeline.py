@@ -36,9 +36,14 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
     assert again.about["queries"]["sha256"] == short_queries.fingerprint
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["made"] == ["sample per_group=4 seed=7"]
-    (letters,) = manifest["letters"]
-    assert (letters["letters"], letters["leading_space"], letters["prompts"]) == (list("ABCD"), True, 36)
-    assert letters["ids"] == list(option_tokens(model_of("llama").tokenizer, "Answer:").ids)
+    decided = [option_tokens(model_of("llama"), prompt.text) for query in short_queries for prompt in query.prompts]
+    assert sum(form["prompts"] for form in manifest["letters"]) == len(decided) == 36
+    for form in manifest["letters"]:
+        alike = [options for options in decided if list(options.ids) == form["ids"]]
+        assert (form["letters"], form["leading_space"]) == (list("ABCD"), alike[0].leading_space)
+        assert form["prompts"] == len(alike)
+        assert form["mean_mass"] == pytest.approx(sum(options.mass for options in alike) / len(alike))
+        assert form["lowest_mass"] == min(options.mass for options in alike)
     assert manifest["versions"]["torch"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "asked.json",

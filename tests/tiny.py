@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -28,11 +28,11 @@ from transformers import (
 
 CORPUS = ["Question: which letter is right? A. one B. two C. three D. four Answer: A B C D", "(A) (B) (C) (D) Options"]
 _SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 320, "max_position_embeddings": 128}
-_GATED = _SIZE | {"num_attention_heads": 4, "intermediate_size": 48}
+GATED = _SIZE | {"num_attention_heads": 4, "intermediate_size": 48}
 CONFIGS: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**_GATED, num_key_value_heads=4),
+    "llama": LlamaConfig(**GATED, num_key_value_heads=4),
     "llama3": LlamaConfig(
-        **_GATED,
+        **GATED,
         num_key_value_heads=2,
         rope_parameters={
             "rope_type": "llama3",
@@ -43,16 +43,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
             "original_max_position_embeddings": 32,
         },
     ),
-    "mistral": MistralConfig(**_GATED, num_key_value_heads=2, sliding_window=None),
-    "mistral-window": MistralConfig(**_GATED, num_key_value_heads=2, sliding_window=16),
-    "qwen2": Qwen2Config(**_GATED, num_key_value_heads=2, tie_word_embeddings=True),
+    "mistral": MistralConfig(**GATED, num_key_value_heads=2, sliding_window=None),
+    "mistral-window": MistralConfig(**GATED, num_key_value_heads=2, sliding_window=16),
+    "qwen2": Qwen2Config(**GATED, num_key_value_heads=2, tie_word_embeddings=True),
     "qwen2-window": Qwen2Config(
-        **_GATED, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1
+        **GATED, num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1
     ),
-    "qwen3": Qwen3Config(**_GATED, num_key_value_heads=2, head_dim=8),
-    "gemma": GemmaConfig(**_GATED, num_key_value_heads=1, head_dim=16),
+    "qwen3": Qwen3Config(**GATED, num_key_value_heads=2, head_dim=8),
+    "gemma": GemmaConfig(**GATED, num_key_value_heads=1, head_dim=16),
     "gpt2": GPT2Config(n_embd=32, n_layer=3, n_head=4, n_inner=80, vocab_size=320, n_positions=128),
-    "gpt-neox": GPTNeoXConfig(**_GATED, rotary_pct=0.5),
+    "gpt-neox": GPTNeoXConfig(**GATED, rotary_pct=0.5),
     "opt": OPTConfig(
         hidden_size=32,
         num_hidden_layers=3,
@@ -62,12 +62,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
         max_position_embeddings=128,
         word_embed_proj_dim=32,
     ),
-    "phi": PhiConfig(**_GATED),
-    "llama-bias": LlamaConfig(**_GATED, num_key_value_heads=4, mlp_bias=True),
+    "phi": PhiConfig(**GATED),
+    "llama-bias": LlamaConfig(**GATED, num_key_value_heads=4, mlp_bias=True),
     "mpt": MptConfig(d_model=32, n_heads=4, n_layers=3, vocab_size=320, max_seq_len=128),
-    "gemma2": Gemma2Config(**_GATED, num_key_value_heads=2, head_dim=8),
-    "olmo2": Olmo2Config(**_GATED, num_key_value_heads=4),
-    "bert": BertConfig(**_GATED, type_vocab_size=2),
+    "gemma2": Gemma2Config(**GATED, num_key_value_heads=2, head_dim=8),
+    "olmo2": Olmo2Config(**GATED, num_key_value_heads=4),
+    "bert": BertConfig(**GATED, type_vocab_size=2),
 }
 ENGINE_FAMILIES = (
     "llama",
@@ -97,10 +97,24 @@ def tiny_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def save_tiny(family: str, folder: Path) -> Path:
-    """Write a random checkpoint of the family, its weights large enough that every layer matters."""
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """A BPE in the manner of Llama 2: "▁" for a space, one before every text, bytes for what it does not know."""
+    words = ["A", "B", "C", "D", "▁", "▁A", "▁B", "▁C", "▁D", ":", "("]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", letter) for letter in "ABCD"]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def save_tiny(family: str, folder: Path, config: PretrainedConfig | None = None) -> Path:
+    """Write a random checkpoint of the family (or of `config`), its weights large enough that every layer matters."""
     torch.manual_seed(len(family))
-    config = CONFIGS[family]
+    config = config or CONFIGS[family]
     model = BertForMaskedLM(config) if family == "bert" else AutoModelForCausalLM.from_config(config)
     for name, weight in model.named_parameters():
         if weight.dim() == 2:

@@ -10,26 +10,28 @@ from typing import Any
 
 import torch
 
-from qrnca_lens.attribution.path import PathIntegral, PathTask, gradients_for_leaves_only
+from qrnca_lens.attribution.path import PathIntegral, PathTask, drift_of, gradients_for_leaves_only
 from qrnca_lens.attribution.prefix import Hook, SharedPrefix
 from qrnca_lens.models import site_hook
 
 
 def integrate_by_shared_prefix(task: PathTask) -> PathIntegral:
-    """The same integral as `reference.integrate_plainly`, for HookedTransformers. Check `at_one` against `untouched`."""
+    """The same integral as `reference.integrate_plainly`, for HookedTransformers. Look at its `drift` before using it."""
     layers, steps = range(task.model.cfg.n_layers), len(task.quadrature.nodes)
     prefix = SharedPrefix(task.model, task.tokens, task.site)
     values = [prefix.value(layer) for layer in layers]
     leaves = [(task.quadrature.nodes.to(value)[:, None] * value).requires_grad_(True) for value in values]
     hooks = [_join(site_hook(task.model, layer, task.site), leaves[layer]) for layer in layers]
     with gradients_for_leaves_only(task.model):
-        found = task.objective(prefix.forward(dict.fromkeys(layers, steps), hooks))
+        logits = prefix.forward(dict.fromkeys(layers, steps), hooks)
+        found = task.objective(logits)
         gradients = torch.autograd.grad(found.sum(), leaves)
     weights = task.quadrature.weights.to(found.device)
     scores = [v.float() * (weights[:, None] * g.float()).sum(0) for v, g in zip(values, gradients, strict=True)]
-    by_layer = found.detach().unflatten(0, (len(layers), steps)).cpu()
+    at_zero = found.detach()[::steps].float().cpu()
+    drift = drift_of(logits[steps - 1 :: steps], prefix.logits).cpu()
     untouched = task.objective(prefix.logits).item()
-    return PathIntegral(torch.stack(scores).cpu(), by_layer[:, 0], by_layer[:, -1], untouched)
+    return PathIntegral(torch.stack(scores).cpu(), at_zero, drift, untouched)
 
 
 def _join(name: str, leaf: torch.Tensor) -> Hook:

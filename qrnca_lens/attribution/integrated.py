@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import SupportsIndex
 
 import torch
 
@@ -12,6 +13,7 @@ from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
 from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
+from qrnca_lens.shapes import Tokens
 
 
 class AttributionError(RuntimeError):
@@ -24,18 +26,18 @@ class SlowPathWarning(UserWarning):
 
 def attribute(
     model: HookedModel,
-    prompt: str,
-    target: str | int,
+    prompt: str | Tokens,
+    target: str | SupportsIndex,
     *,
     steps: int = 16,
     rule: Rule = "right",
     site: Site | None = None,
 ) -> Attribution:
-    """Score every MLP neuron for `target` (a token string taken literally, or a token id) after `prompt`.
+    """Score every MLP neuron for `target` (a token string taken literally, or a token id) after `prompt` (text or tokens).
 
     `rule`: "right" (the paper), "endpoints" (the authors' code) or "gauss-legendre". `site`: see `models.sites`; None is
     the paper's choice for the model. Hooks that the model already carries stay active. HookedTransformers run through the
-    shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own probability), else on
+    shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own logits), else on
     the plain path with a SlowPathWarning; bridges always take the plain path. Raises ModelError for a target that is not
     one token, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule or number
     of steps that is none; AttributionError for NaN or infinite scores.
@@ -45,19 +47,28 @@ def attribute(
     path = integrate_objective(model, prompt, probability_of(token), steps=steps, rule=rule, site=site)
     gap = path.scores.sum(1) - (path.untouched - path.at_zero)
     name = target if isinstance(target, str) else model.tokenizer.decode([token])
-    return Attribution(path.scores, path.untouched, gap, prompt, name, token, check_site(model, site), rule, steps)
+    return Attribution(
+        path.scores, path.untouched, gap, _text_of(model, prompt), name, token, check_site(model, site), rule, steps
+    )
 
 
 def integrate_objective(
-    model: HookedModel, prompt: str, objective: Objective, *, steps: int = 16, rule: Rule = "right", site: Site | None = None
+    model: HookedModel,
+    prompt: str | Tokens,
+    objective: Objective,
+    *,
+    steps: int = 16,
+    rule: Rule = "right",
+    site: Site | None = None,
 ) -> PathIntegral:
     """`attribute` for any differentiable function of the last position's logits; scores in the objective's unit."""
     check_hooked(model)
     nodes = quadrature(rule, steps).with_ends()
-    path = _integrate(PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes))
+    with torch.inference_mode(False):  # gradients are needed also where the caller has switched them off for good
+        path = _integrate(PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes))
     bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
     if bad:
-        raise AttributionError(f"layer {bad[0]}: NaN or infinite scores for the prompt {prompt[-80:]!r}")
+        raise AttributionError(f"layer {bad[0]}: NaN or infinite scores for the prompt {_text_of(model, prompt)[-80:]!r}")
     return path
 
 
@@ -75,14 +86,16 @@ def _integrate(task: PathTask) -> PathIntegral:
     path = integrate_plainly(task)
     if torch.isfinite(path.scores).all() and not _reproduces(path, tolerance):
         raise AttributionError(
-            f"site {task.site!r} of {task.model.cfg.model_name} cannot be scaled: "
-            "putting its own values back changes the output"
+            f"site {task.site!r} of {task.model.cfg.model_name} cannot be scaled: putting its own values back changes the "
+            f"logits by {path.drift.max():.2g} of the largest; try another site, or remove hooks that read other positions"
         )
     return path
 
 
 def _reproduces(path: PathIntegral, tolerance: float) -> bool:
-    """Whether every layer scaled by 1 gives the untouched model's value."""
-    off = (path.at_one - path.untouched).abs().max().item()
-    size = max(abs(path.untouched), (path.at_one - path.at_zero).abs().max().item())
-    return off <= tolerance * size + 1e-7
+    """Whether every layer scaled by 1 gives the untouched model's logits."""
+    return path.drift.max().item() <= tolerance
+
+
+def _text_of(model: HookedModel, prompt: str | Tokens) -> str:
+    return prompt if isinstance(prompt, str) else str(model.tokenizer.decode(to_tokens(model, prompt)))

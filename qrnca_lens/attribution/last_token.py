@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch.nn.utils.rnn import pad_sequence
 
-from qrnca_lens.attribution.path import tolerance_of
+from qrnca_lens.attribution.path import drift_of, tolerance_of
 from qrnca_lens.attribution.prefix import Hook, SharedPrefix
 from qrnca_lens.models import HookedModel, is_hooked_transformer, mlp_width, site_hook, to_tokens
 from qrnca_lens.neurons import NeuronSet
@@ -56,7 +56,7 @@ class LastToken:
             logits = self._prefix.forward(
                 {min(factors): rows + 1}, [_scaling(self._model, k, v) for k, v in checked.items()]
             )
-            if (logits[0] - self.logits).abs().max() <= tolerance_of(self._model) * self.logits.abs().max():
+            if drift_of(logits[0], self.logits) <= tolerance_of(self._model):
                 return logits[1:]
             self._prefix = None
         return _whole(self._model, self._tokens.expand(rows, -1), factors)
@@ -103,7 +103,7 @@ def factors_of(model: HookedModel, edits: Sequence[tuple[NeuronSet, float]]) -> 
     for neurons, _ in edits:
         neurons.check_inside(n_layers, d_mlp)
     touched = sorted({neuron.layer for neurons, _ in edits for neuron in neurons}) or [n_layers - 1]
-    factors = {layer: torch.ones(len(edits), d_mlp) for layer in touched}
+    factors = {layer: torch.ones(len(edits), d_mlp, dtype=torch.float32) for layer in touched}
     for row, (neurons, factor) in enumerate(edits):
         for layer, indices in neurons.by_layer().items():
             factors[layer][row, indices] = factor

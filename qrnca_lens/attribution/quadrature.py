@@ -25,9 +25,9 @@ class Quadrature:
         """The same sum with the nodes 0 and 1 present (at weight 0 where they are new), for the checks that need them."""
         nodes, weights = self.nodes, self.weights
         if nodes[0] > 0:
-            nodes, weights = torch.cat([torch.zeros(1), nodes]), torch.cat([torch.zeros(1), weights])
+            nodes, weights = torch.cat([nodes.new_zeros(1), nodes]), torch.cat([nodes.new_zeros(1), weights])
         if nodes[-1] < 1:
-            nodes, weights = torch.cat([nodes, torch.ones(1)]), torch.cat([weights, torch.zeros(1)])
+            nodes, weights = torch.cat([nodes, nodes.new_ones(1)]), torch.cat([weights, nodes.new_zeros(1)])
         return Quadrature(nodes, weights)
 
 
@@ -42,12 +42,16 @@ def quadrature(rule: Rule, steps: int) -> Quadrature:
 
 def _right(steps: int) -> Quadrature:
     """Right Riemann sum, k / m for k = 1..m (the paper's text, its equation of NA)."""
-    return Quadrature(torch.arange(1, steps + 1) / steps, torch.full((steps,), 1 / steps))
+    return Quadrature(torch.arange(1, steps + 1, dtype=torch.float32) / steps, _equal(steps))
 
 
 def _endpoints(steps: int) -> Quadrature:
     """linspace(0, 1, m) with weights 1 / m (the authors' code); slightly biased, since its spacing is 1 / (m - 1)."""
-    return Quadrature(torch.linspace(0, 1, steps), torch.full((steps,), 1 / steps))
+    return Quadrature(torch.linspace(0, 1, steps, dtype=torch.float32), _equal(steps))
+
+
+def _equal(steps: int) -> torch.Tensor:
+    return torch.full((steps,), 1 / steps, dtype=torch.float32)
 
 
 def _gauss_legendre(steps: int) -> Quadrature:

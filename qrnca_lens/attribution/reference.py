@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from qrnca_lens.attribution.path import PathIntegral, PathTask, gradients_for_leaves_only
+from qrnca_lens.attribution.path import PathIntegral, PathTask, drift_of, gradients_for_leaves_only
 from qrnca_lens.models import site_hook
 
 
@@ -17,7 +17,8 @@ def integrate_plainly(task: PathTask) -> PathIntegral:
     names = [site_hook(model, layer, task.site) for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
         logits, cache = model.run_with_cache(task.tokens[None], names_filter=lambda name: name in names)
-    scores, at_zero, at_one = [], [], []
+    untouched = logits[0, -1]
+    scores, at_zero, drift = [], [], []
     for name in names:
         value = cache[name][0, -1]
         scaled = (task.quadrature.nodes.to(value)[:, None] * value).requires_grad_(True)
@@ -27,14 +28,15 @@ def integrate_plainly(task: PathTask) -> PathIntegral:
 
         with gradients_for_leaves_only(model), model.hooks(fwd_hooks=[(name, put)]):
             batch = task.tokens.expand(len(scaled), -1)
-            found = task.objective(model(batch)[:, -1])
+            scaled_logits = model(batch)[:, -1]
+            found = task.objective(scaled_logits)
             (gradient,) = torch.autograd.grad(found.sum(), scaled)
         scores.append(value.float() * (weights[:, None] * gradient.float()).sum(0))
-        at_zero.append(found[0].detach())
-        at_one.append(found[-1].detach())
+        at_zero.append(found[0].detach().float())
+        drift.append(drift_of(scaled_logits[-1], untouched))
     return PathIntegral(
         torch.stack(scores).cpu(),
         torch.stack(at_zero).cpu(),
-        torch.stack(at_one).cpu(),
-        task.objective(logits[0, -1]).item(),
+        torch.stack(drift).cpu(),
+        task.objective(untouched).item(),
     )

@@ -102,7 +102,7 @@ def edited_letters(
     last = LastToken(model, prompt.text)
     rows = factors_of(model, [(NeuronSet(), 1.0), *edits])
     logits = torch.cat([last.logits[None], last.scaled(rows)[1:]])
-    ids = torch.tensor(option_tokens(model.tokenizer, prompt.text).ids, device=logits.device)
+    ids = torch.tensor(option_tokens(model, prompt.text).ids, device=logits.device)
     return logits.float().softmax(-1)[:, ids].cpu()
 
 

@@ -73,7 +73,7 @@ def effects_of(model: HookedModel, chosen: Neuron, queries: Sequence[Query], sco
     factors = factors_of(model, [(NeuronSet((chosen,)), factor) for factor in (1.0, *EDITS.values())])
     rows = []
     for query in queries:
-        right = [option_tokens(model.tokenizer, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
+        right = [option_tokens(model, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
         logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
         p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
         rows.append((query.id, query.group, *p.mean(0).tolist()))

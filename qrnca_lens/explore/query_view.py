@@ -136,7 +136,7 @@ def look(
 def dose_response(model: HookedModel, text: str, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
     """Columns edit, factor and P of every letter after `text`, a row for each edit and each of `FACTORS`."""
     last = LastToken(model, text)
-    ids = torch.tensor(option_tokens(model.tokenizer, text).ids)
+    ids = torch.tensor(option_tokens(model, text).ids)
     scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
     logits = last.scaled({layer: rows.to(last.logits) for layer, rows in factors_of(model, scaled).items()}, batch=512)
     p = logits.float().softmax(-1).cpu()[:, ids]

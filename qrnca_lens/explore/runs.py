@@ -8,10 +8,10 @@ from weakref import WeakKeyDictionary
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import Query
 from qrnca_lens.models import HookedModel, check_hooked, load_model
-from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.fingerprint import Written, model_fingerprint, written
 from qrnca_lens.store import RunError
 
-_KNOWN: WeakKeyDictionary[HookedModel, tuple[tuple[tuple[int, int], ...], str]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[HookedModel, tuple[Written, str]] = WeakKeyDictionary()
 
 
 def model_of(located: QRNeurons, model: HookedModel = None) -> HookedModel:
@@ -55,7 +55,7 @@ def _atlas() -> HookedModel:
 
 def _fingerprint(model: HookedModel) -> str:
     """The model's fingerprint, computed anew only after its parameters were written to."""
-    written = tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
-    if _KNOWN.get(model, ((), ""))[0] != written:
-        _KNOWN[model] = (written, model_fingerprint(model))
+    now = written(model)
+    if _KNOWN.get(model, ((), ""))[0] != now:
+        _KNOWN[model] = (now, model_fingerprint(model))
     return _KNOWN[model][1]

@@ -1,13 +1,16 @@
 """Hooked models: loading them, their sites, their tokens, and the shipped model."""
 
+from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel, check_hooked, is_hooked_transformer
+from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
+from qrnca_lens.models.letters import LetterWarning, option_tokens, options_of
 from qrnca_lens.models.loading import load_model
 from qrnca_lens.models.sites import Site, check_site, mlp_width, site_hook, sites_of
-from qrnca_lens.models.tokens import OptionTokens, device_of, option_tokens, target_id, to_tokens
+from qrnca_lens.models.tokens import OptionTokens, device_of, target_id, to_tokens
 
 __all__ = [
     "HookedModel",
+    "LetterWarning",
     "ModelError",
     "OptionTokens",
     "Site",
@@ -18,6 +21,7 @@ __all__ = [
     "load_model",
     "mlp_width",
     "option_tokens",
+    "options_of",
     "site_hook",
     "sites_of",
     "target_id",

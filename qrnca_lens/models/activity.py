@@ -40,7 +40,7 @@ def last_activations(
     model: HookedModel, texts: Sequence[str], neurons: NeuronSet, *, batch: int = 64
 ) -> Float[torch.Tensor, "prompt neuron"]:
     """What W_out multiplies at the last position of each prompt (site "post"), the neurons by layer and index; float32."""
-    found = torch.empty(len(texts), len(neurons))
+    found = torch.empty(len(texts), len(neurons), dtype=torch.float32)
     for rows, _, posts in last_positions(model, texts, neurons, batch=batch):
         found[rows] = posts.float().cpu()
     return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TypeAlias
 
 import torch
 
 from qrnca_lens.models.hooked import HookedModel
 
+Written: TypeAlias = tuple[tuple[int, int], ...]
 _PART = 1 << 24  # values hashed at a time
 
 
@@ -22,3 +24,8 @@ def model_fingerprint(model: HookedModel) -> str:
         for part in weight.detach().reshape(-1).split(_PART):
             digest.update(part.to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def written(model: HookedModel) -> Written:
+    """Where the parameters lie and how often each was written to in place: cheap, equal as long as nothing has changed."""
+    return tuple((weight.data_ptr(), weight._version) for weight in model.parameters())

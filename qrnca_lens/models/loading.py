@@ -6,25 +6,34 @@ import copy
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, HookedTransformer
+from qrnca_lens.models.sources import (
+    ATLAS_FOLDER,
+    FAILURES,
+    Source,
+    find_source,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    reason_of,
+)
 
 _log = logging.getLogger(__name__)
-ATLAS_FOLDER = Path(__file__).parent / "atlas" / "weights"
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-_PROBE_LENGTH = 12
+_PROBE_LENGTH = 32
 
 
 def load_model(
@@ -35,85 +44,81 @@ def load_model(
     `name_or_folder`: "atlas" (the shipped model), a local Hugging Face folder, or a name on the Hugging Face hub.
     `device`: "cuda" where there is one, else "cpu". `dtype`: torch.float32 (default) or torch.bfloat16; float16 is
     refused, because gradients underflow in it. The result is a HookedTransformer where TransformerLens has one for the
-    architecture and its logits equal those of the Hugging Face model, else a TransformerBridge. Raises ModelError.
+    architecture and its logits equal those of the Hugging Face model, else a TransformerBridge whose logits do.
+
+    Raises ModelError, which names the remedy, for what is not there, is no dense causal language model, needs code of its
+    own, does not fit its configuration, or gives other logits than `transformers` in either form.
     """
-    dtype = dtype or torch.float32
+    dtype = torch.float32 if dtype is None else dtype
     if dtype not in _TOLERANCE:
         raise ModelError(f"dtype {dtype} is not supported; use torch.float32 or torch.bfloat16")
-    source = _source(name_or_folder)
-    config = _causal_config(source)
-    tokenizer = _tokenizer(source)
-    hf_model = _weights(source, dtype)
-    model = _hooked_transformer(hf_model, config, tokenizer, dtype) or _bridge(source, hf_model, tokenizer, dtype)
-    model.cfg.model_name = (
-        Path(source).name if Path(source).is_dir() and source != str(ATLAS_FOLDER) else str(name_or_folder)
-    )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type != "cpu":
-        model = model.to(place)
-    return model.eval().requires_grad_(False)
+    place = _device(device)
+    source = find_source(name_or_folder)
+    with _plain_torch():
+        config = read_config(source)
+        tokenizer = read_tokenizer(source)
+        hf_model = read_weights(source, config, dtype)
+        probe = _Probe(hf_model, dtype)
+        model = _hooked_transformer(hf_model, config, tokenizer, probe) or _bridge(source, hf_model, tokenizer, probe)
+        local = Path(source.place)
+        model.cfg.model_name = local.name if local.is_dir() and local != ATLAS_FOLDER else str(name_or_folder)
+        if place.type != "cpu":
+            model = model.to(place)
+        model.eval().requires_grad_(False)
+    check_hooked(model)
+    return model
 
 
-def _source(name_or_folder: str | os.PathLike[str]) -> str:
-    """The folder or hub name to load from."""
-    text = os.fspath(name_or_folder)
-    if text == "atlas":
-        return str(ATLAS_FOLDER)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path}: no config.json in this folder; give a folder written by save_pretrained")
-        return str(path)
-    if path.exists():
-        raise ModelError(f"{path}: this is a file; give the folder that holds config.json and the weights")
-    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise ModelError(f"{path}: no such folder; give a Hugging Face model folder, a hub name or 'atlas'")
-    return text
-
-
-def _causal_config(source: str) -> PretrainedConfig:
+def _device(name: str | None) -> torch.device:
+    """The device of this name. ModelError for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{source!r}: neither a folder here nor a model that the Hugging Face hub could deliver "
-            f"({_first_line(error)}); give a local folder, check the name and your access, or use 'atlas'"
-        ) from error
-    architecture = (config.architectures or ["unknown"])[0]
-    if config.is_encoder_decoder or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        raise ModelError(
-            f"{source}: {architecture} is not a causal (decoder-only) language model; "
-            "QRNCA needs one that predicts the next token, such as Llama, Mistral, Qwen2, Gemma or GPT-2"
-        )
-    return config
+        place = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ModelError(f"no device is called {name!r}; use 'cpu', or 'cuda' on a machine that has a GPU") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (place.index or 0) >= counts.get(place.type, 0):
+        there = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
+        raise ModelError(f"the device {name!r} is not there; this machine has {there}")
+    return place
 
 
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    advice = f"{source}: no usable tokenizer there; save it beside the weights (tokenizer.save_pretrained)"
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """PyTorch's usual state, whatever the session has set: weights that take gradients, buffers in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        if not tokenizer.encode("A"):
-            raise ModelError(advice)
-    except (OSError, TypeError, AttributeError, ImportError, KeyError, ValueError) as error:
-        raise ModelError(advice) from error
-    return tokenizer
-
-
-def _weights(source: str, dtype: torch.dtype) -> Any:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source}: the weights cannot be read ({_first_line(error)})") from error
+        with torch.inference_mode(False):
+            yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-    return model.eval().requires_grad_(False)
+        torch.set_default_dtype(before)
+
+
+class _Probe:
+    """Random tokens and the logits of transformers on them, taken before a bridge takes the model over."""
+
+    def __init__(self, hf_model: Any, dtype: torch.dtype) -> None:
+        text, generator = hf_model.config, torch.Generator().manual_seed(0)
+        length = min(_PROBE_LENGTH, getattr(text, "max_position_embeddings", None) or _PROBE_LENGTH)
+        self.tokens = torch.randint(0, text.vocab_size, (1, length), generator=generator)
+        self.dtype = dtype
+        with torch.no_grad():
+            self.logits = hf_model(self.tokens).logits.float()
+
+    @torch.no_grad()
+    def off(self, model: HookedModel) -> float:
+        """The largest difference between the model's logits and those of transformers, as a share of the largest logit."""
+        return ((model(self.tokens).float() - self.logits).abs().max() / self.logits.abs().max()).item()
+
+    def holds(self, off: float) -> bool:
+        """Whether that is within the rounding of the dtype."""
+        return off <= _TOLERANCE[self.dtype]
 
 
 def _hooked_transformer(
-    hf_model: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    hf_model: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, probe: _Probe
 ) -> HookedModel | None:
     """The model as a HookedTransformer; None where there is none or where it would compute something else."""
     fields = hooked_fields(config) if HookedTransformer is not None else None
@@ -121,27 +126,54 @@ def _hooked_transformer(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        model = HookedTransformer(HookedTransformerConfig.from_dict({**fields, "dtype": dtype, "device": "cpu"}))
-    model.load_state_dict(convert_weights(hf_model, model.cfg), strict=False, assign=True)
+        model = HookedTransformer(HookedTransformerConfig.from_dict({**fields, "dtype": probe.dtype, "device": "cpu"}))
+    model.load_state_dict(_unshared(convert_weights(hf_model, model.cfg)), strict=False, assign=True)
     _set_tokenizer(model, tokenizer)
-    if _same_logits(model, hf_model, dtype):
+    off = probe.off(model)
+    if probe.holds(off):
         return model
-    _log.warning("%s: HookedTransformer disagrees with transformers; using a TransformerBridge", config.model_type)
+    _log.warning(
+        "%s: the HookedTransformer's logits are off by %.2g of the largest; using a TransformerBridge",
+        config.model_type,
+        off,
+    )
     return None
 
 
-def _bridge(source: str, hf_model: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> HookedModel:
+def _unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of which no two share memory: tied embeddings would change together when one is folded or centred."""
+    seen: set[int] = set()
+    made = {}
+    for name, weight in weights.items():
+        lies = weight.untyped_storage().data_ptr()
+        made[name] = weight.clone() if lies in seen else weight
+        seen.add(lies)
+    return made
+
+
+def _bridge(source: Source, hf_model: Any, tokenizer: PreTrainedTokenizerBase, probe: _Probe) -> HookedModel:
+    """The model as a TransformerBridge. ModelError where TransformerLens has none, or one that computes something else."""
     try:
         # a copy, because the bridge gives the tokenizer that it gets a BOS of its own
-        copied = copy.deepcopy(tokenizer)
-        model = TransformerBridge.boot_transformers(source, hf_model=hf_model, tokenizer=copied, dtype=dtype, device="cpu")
-    except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
+        model = TransformerBridge.boot_transformers(
+            source.place, hf_model=hf_model, tokenizer=copy.deepcopy(tokenizer), dtype=probe.dtype, device="cpu"
+        )
+        _set_tokenizer(model, tokenizer)
+        model.cfg.d_vocab = hf_model.config.vocab_size  # the bridge takes the tokenizer's number, which can be smaller
+        off = probe.off(model)
+    except FAILURES as error:
         raise ModelError(
-            f"{source}: TransformerLens knows no such architecture, neither as HookedTransformer nor as bridge "
-            f"({_first_line(error)})"
+            f"{source.place}: TransformerLens cannot take {type(hf_model).__name__}, neither as HookedTransformer nor as "
+            f"bridge ({reason_of(error)}); give a model of another architecture"
         ) from error
-    _set_tokenizer(model, tokenizer)
-    model.cfg.d_vocab = hf_model.config.vocab_size  # the bridge takes the tokenizer's number, which can be smaller
+    if not probe.holds(off):
+        raise ModelError(
+            f"{source.place}: the bridge of TransformerLens for {type(hf_model).__name__} gives other logits than "
+            f"transformers (off by {off:.1%} of the largest logit), so every number would be wrong; give a model of another "
+            "architecture"
+        )
+    if not _caches_rightly(model, probe.tokens):
+        model.adapter.supports_kv_cache = False  # `generate` then runs the whole text for every new token
     return model
 
 
@@ -154,12 +186,17 @@ def _set_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 @torch.no_grad()
-def _same_logits(model: HookedModel, hf_model: Any, dtype: torch.dtype) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, hf_model.config.vocab_size, (1, _PROBE_LENGTH), generator=generator)
-    ours, theirs = model(ids).float(), hf_model(ids).logits.float()
-    return bool((ours - theirs).abs().max() <= _TOLERANCE[dtype] * theirs.abs().max())
+def _caches_rightly(model: HookedModel, tokens: torch.Tensor) -> bool:
+    """Whether a bridge's `generate` gives, for the second new token, the logits that the whole text gives.
 
+    Releases of transformers and TransformerLens that name the cache differently lose it, and the text with it.
+    """
+    seen: list[torch.Tensor] = []
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+    def keep(logits: torch.Tensor, hook: Any) -> None:
+        seen.append(logits[0, -1])
+
+    with model.hooks(fwd_hooks=[("unembed.hook_out", keep)]):
+        made = model.generate(tokens[:, :-2], max_new_tokens=2, do_sample=False, stop_at_eos=False, verbose=False)
+    whole = model(made[:, :-1])[0, -1].float()
+    return bool((seen[-1].float() - whole).abs().max() <= _TOLERANCE[seen[-1].dtype] * whole.abs().max())

@@ -1,29 +1,92 @@
-"""From text to tokens, exactly as the model's own Hugging Face tokenizer does it."""
+"""From text to tokens, as the model's own `to_tokens` does it, and the tokens that targets and option letters stand for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.data import LETTERS
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel
+from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
 from qrnca_lens.shapes import Tokens
 
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_AFTER = ("", "\n", "\n\n", "(", "a")  # contexts in which a target is tokenized until one leaves it a token of its own
 
-def to_tokens(model: HookedModel, prompt: str) -> Tokens:
-    """The ids of `prompt` with the special tokens its tokenizer adds, on the model's device.
 
-    Raises ModelError for an empty prompt or one longer than the model's context.
+def to_tokens(model: HookedModel, prompt: str | Tokens) -> Tokens:
+    """The ids of `prompt` as `model.to_tokens` makes them, on the model's device; ids are taken as they are.
+
+    So a BOS is added exactly where the model's own settings add one (`cfg.default_prepend_bos`). Where the text begins with
+    the BOS already, a second one is dropped with a warning; an EOS that the tokenizer appends is dropped, because the answer
+    is to follow. Raises ModelError for an empty prompt, one longer than the model's context (nothing is cut), ids outside
+    the vocabulary, and one that begins with the padding token where TransformerLens would hide it; TypeError for anything
+    but a text or a tensor of whole numbers, [position] or [1, position].
     """
-    ids = torch.tensor(model.tokenizer.encode(prompt), dtype=torch.long)
-    if not prompt or not len(ids):
-        raise ModelError("the prompt is empty")
+    ids = _text_tokens(model, prompt) if isinstance(prompt, str) else _checked_ids(model, prompt)
     if len(ids) > model.cfg.n_ctx:
-        raise ModelError(f"the prompt has {len(ids)} tokens, the model's context holds {model.cfg.n_ctx}: {_short(prompt)}")
+        shown = _short(prompt) if isinstance(prompt, str) else "given as tokens"
+        raise ModelError(f"the prompt has {len(ids)} tokens, the model's context holds {model.cfg.n_ctx}: {shown}")
+    if _hides_first(model, int(ids[0])):
+        raise ModelError(
+            f"the prompt begins with {model.tokenizer.pad_token!r}, which is the padding token, and this tokenizer pads on "
+            "the left, so that TransformerLens would hide it; set model.tokenizer.padding_side = 'right'"
+        )
     return ids.to(device_of(model))
+
+
+def _hides_first(model: HookedModel, first: int) -> bool:
+    """Whether a HookedTransformer takes a prompt's first token for padding."""
+    tokenizer = model.tokenizer
+    if not is_hooked_transformer(model) or tokenizer.padding_side != "left" or first != tokenizer.pad_token_id:
+        return False
+    return not (model.cfg.default_prepend_bos and tokenizer.bos_token_id == tokenizer.pad_token_id)
+
+
+def _text_tokens(model: HookedModel, prompt: str) -> Tokens:
+    if not prompt:
+        raise ModelError("the prompt is empty")
+    tokenizer = model.tokenizer
+    ids = model.to_tokens(prompt, truncate=False, move_to_device=False)[0].long()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and prompt.startswith(str(tokenizer.bos_token)) and ids[:2].tolist() == [bos, bos]:
+        warnings.warn(
+            f"the prompt begins with {tokenizer.bos_token!r}, which the model adds by itself; one of the two is kept",
+            UserWarning,
+            stacklevel=4,
+        )
+        ids = ids[1:]
+    plain = tokenizer.encode(prompt, add_special_tokens=False)
+    if eos is not None and ids[-1].item() == eos and plain[-1:] != [eos]:
+        ids = ids[:-1]
+    if not len(ids):
+        raise ModelError(f"the tokenizer makes no token of the prompt {_short(prompt)}")
+    return ids
+
+
+def _checked_ids(model: HookedModel, ids: object) -> Tokens:
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(
+            f"a prompt is a text or a tensor of token ids, not {type(ids).__name__}; "
+            "make tokens with model.to_tokens(text), or give the text itself"
+        )
+    if ids.dim() == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.dim() != 1:
+        raise TypeError(f"the tokens of one prompt are a tensor [position], not one of shape {tuple(ids.shape)}")
+    if not len(ids):
+        raise ModelError("the prompt is empty")
+    if int(ids.min()) < 0 or int(ids.max()) >= model.cfg.d_vocab:
+        raise ModelError(f"the prompt has token ids outside the vocabulary (0 to {model.cfg.d_vocab - 1})")
+    return ids.long()
 
 
 def device_of(model: HookedModel) -> torch.device:
@@ -36,61 +99,128 @@ def dtype_of(model: HookedModel) -> torch.dtype:
     return next(iter(model.parameters())).dtype
 
 
-def target_id(model: HookedModel, target: str | int) -> int:
-    """A token id from an id or a token string taken literally (" B" and "B" differ). ModelError if it is not one token."""
-    tokenizer = model.tokenizer
-    if isinstance(target, int):
-        if not 0 <= target < model.cfg.d_vocab:
-            raise ModelError(f"token id {target} is outside the vocabulary (0 to {model.cfg.d_vocab - 1})")
-        return target
-    # the vocabulary's own spelling comes first: sentencepiece-style tokenizers put a space before every text they encode,
-    # so that there "B" and " B" both encode as "▁B"
-    spellings = [f"{mark}{target[1:]}" for mark in "▁Ġ"] if target.startswith(" ") else [target]
-    for spelling in spellings:
-        found = tokenizer.convert_tokens_to_ids(spelling)
-        if isinstance(found, int) and found != tokenizer.unk_token_id:
-            return found
-    ids = tokenizer.encode(target, add_special_tokens=False)
-    if (
-        len(ids) == 1
-        and tokenizer.decode(ids) == target
-        and not str(tokenizer.convert_ids_to_tokens(ids[0])).startswith("▁")
-    ):
-        return ids[0]
-    raise ModelError(f"the target {target!r} is not one token of this model ({len(ids)} tokens); give a token id")
+def target_id(model: HookedModel, target: str | SupportsIndex) -> int:
+    """The token id of a target: an id (an int, numpy's, or a tensor of one, such as `logits.argmax()`), or a text.
+
+    A text is taken literally (" B" and "B" differ): the one token that the tokenizer makes of it. ModelError if it is not
+    one token or an id outside the vocabulary, TypeError for anything else.
+    """
+    if isinstance(target, str):
+        return _token_of(model.tokenizer, target)
+    whole = hasattr(target, "__index__") and not isinstance(target, bool)
+    if isinstance(target, torch.Tensor):
+        whole = target.numel() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+    if not whole:
+        shown = f"a tensor of shape {tuple(target.shape)}" if isinstance(target, torch.Tensor) else repr(target)
+        raise TypeError(f"a target is a token as a text (' B') or a token id, not {shown}")
+    found = operator.index(target)
+    if not 0 <= found < model.cfg.d_vocab:
+        raise ModelError(f"token id {found} is outside the vocabulary (0 to {model.cfg.d_vocab - 1})")
+    return found
+
+
+def _token_of(tokenizer: PreTrainedTokenizerBase, target: str) -> int:
+    """The one token that a text stands for, in whatever way the tokenizer spells it. ModelError if there is none."""
+    for context in _AFTER:
+        added = _added(tokenizer, context, target)
+        if added is None or len(added) != 1 or added[0] == tokenizer.unk_token_id:
+            continue
+        if _says(tokenizer, added[0], target, first=not context):
+            return added[0]
+    # tokenizers in the manner of sentencepiece spell a token as its text with "▁" for the space; with one of a few pieces
+    # (a test's) no context leaves the target alone
+    piece = target.replace(" ", "▁")
+    found = tokenizer.convert_tokens_to_ids(piece) if _marks_spaces(tokenizer) and not _BYTE_PIECE.fullmatch(piece) else None
+    if isinstance(found, int) and found != tokenizer.unk_token_id:
+        return found
+    count = len(tokenizer.encode(target, add_special_tokens=False))
+    raise ModelError(f"the target {target!r} is not one token of this model ({count} tokens); give a token id")
+
+
+def _added(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int] | None:
+    """The tokens that writing `text` after `before` adds; None where it changes those of `before`."""
+    start = tokenizer.encode(before, add_special_tokens=False) if before else []
+    whole = tokenizer.encode(before + text, add_special_tokens=False)
+    return whole[len(start) :] if whole[: len(start)] == start else None
+
+
+def _says(tokenizer: PreTrainedTokenizerBase, token: int, target: str, *, first: bool) -> bool:
+    """Whether a token stands for the text `target`, its leading space included.
+
+    Decoding the `first` token of a text can drop the space that the tokenizer has put before it.
+    """
+    spelled = str(tokenizer.convert_ids_to_tokens(token))
+    if first and spelled.startswith("▁") and not target.startswith((" ", "▁")):
+        return False
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    wanted = {unicodedata.normalize("NFC", target)}
+    if spelled.startswith("▁"):
+        wanted.add(unicodedata.normalize("NFC", target[1:]))
+    return unicodedata.normalize("NFC", text) in wanted
+
+
+def _marks_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the vocabulary spells a space as "▁" (sentencepiece) rather than as bytes."""
+    return any(str(piece).startswith("▁") for piece in tokenizer.get_vocab())
 
 
 @dataclass(frozen=True)
 class OptionTokens:
-    """Which tokens stand for the option letters after a given prompt; `leading_space` tells " A" from "A"."""
+    """Which tokens stand for the option letters after a given prompt; `leading_space` tells " A" from "A".
+
+    `mass` is the probability that the untouched model gives them together after the prompt, `other_mass` that of the other
+    form (0 where the tokenizer has none); both are NaN as long as no model was asked. They do not count in comparisons.
+    """
 
     letters: tuple[str, ...]
     ids: tuple[int, ...]
     leading_space: bool
+    mass: float = field(default=float("nan"), compare=False)
+    other_mass: float = field(default=float("nan"), compare=False)
 
     def id_of(self, letter: str) -> int:
         """The token id of one letter."""
         return self.ids[self.letters.index(letter)]
 
 
-def option_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, letters: tuple[str, ...] = LETTERS) -> OptionTokens:
-    """The token that the tokenizer itself makes of each letter when it is written after `prompt`.
+def option_forms(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, letters: Sequence[str] = LETTERS
+) -> tuple[OptionTokens, ...]:
+    """The forms in which each letter can follow `prompt` as one distinct token: after a space, or at once.
 
-    Written with a space before it unless the prompt ends in white space; without it where that gives no single token.
-    Raises ModelError where neither gives one distinct token a letter.
+    Each is what the tokenizer adds for the letter written after the prompt, or, where writing it there changes the prompt's
+    own tokens, the letter's token alone. The form that the prompt's ending suggests comes first. Raises ModelError where
+    there is none.
     """
-    before = tokenizer.encode(prompt)
-    for space in (False,) if prompt[-1:].isspace() else (True, False):
-        after = [tokenizer.encode(f"{prompt}{' ' * space}{letter}") for letter in letters]
-        added = [ids[len(before) :] for ids in after if ids[: len(before)] == before]
-        if len(added) == len(letters) and all(len(ids) == 1 for ids in added):
-            ids = tuple(token for (token,) in added)
-            if len(set(ids)) == len(letters) and tokenizer.unk_token_id not in ids:
-                return OptionTokens(letters, ids, space)
-    raise ModelError(
-        f"the option letters {', '.join(letters)} are not single tokens after the prompt {_short(prompt)}; "
-        "QRNCA reads the answer from one token, so this tokenizer needs a prompt that ends differently"
-    )
+    forms = []
+    for space in (True, False):
+        ids = tuple(_letter_token(tokenizer, prompt, f"{' ' * space}{letter}") for letter in letters)
+        known = tuple(token for token in ids if token is not None and token != tokenizer.unk_token_id)
+        if len(set(known)) == len(letters):
+            forms.append(OptionTokens(tuple(letters), known, space))
+    if not forms:
+        raise ModelError(
+            f"the option letters {', '.join(letters)} are not single tokens after the prompt {_short(prompt)}; "
+            "QRNCA reads the answer from one token, so this tokenizer needs a prompt that ends differently"
+        )
+    if len(forms) == 2 and forms[0].ids == forms[1].ids:  # a tokenizer that knows no space
+        forms.pop(0)
+    return tuple(sorted(forms, key=lambda form: form.leading_space != _suggests_space(prompt)))
+
+
+def _letter_token(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> int | None:
+    added = _added(tokenizer, prompt, text)
+    if added is not None and len(added) == 1:
+        return added[0]
+    try:
+        return _token_of(tokenizer, text)
+    except ModelError:
+        return None
+
+
+def _suggests_space(prompt: str) -> bool:
+    """Whether a writer puts a space after such an ending: a Latin word or a closing ASCII mark, but not "(" or "："."""
+    return prompt[-1:] in ":.,;!?)]}" or (prompt[-1:].isalnum() and prompt[-1:].isascii())
 
 
 def _short(prompt: str) -> str:

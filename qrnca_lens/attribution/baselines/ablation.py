@@ -29,7 +29,7 @@ def ablate_each(asked: Asked, neurons: NeuronSet) -> torch.Tensor:
     untouched = last.logits.float().softmax(-1)[asked.right]
     drops = {}
     for layer, indices in neurons.by_layer().items():
-        factors = torch.ones(len(indices), mlp_width(asked.model))
+        factors = torch.ones(len(indices), mlp_width(asked.model), dtype=torch.float32)
         factors[torch.arange(len(indices)), indices] = 0
         found = untouched - last.scaled({layer: factors}).float().softmax(-1)[:, asked.right]
         drops.update({(layer, i): drop for i, drop in zip(indices, found.cpu(), strict=True)})

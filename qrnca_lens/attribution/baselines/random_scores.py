@@ -16,4 +16,4 @@ def random_scores(asked: Asked) -> Scores:
     """Uniform scores, seeded by the prompt's text."""
     seed = random.Random(asked.prompt.text).getrandbits(63)
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(asked.model.cfg.n_layers, mlp_width(asked.model), generator=generator)
+    return torch.rand(asked.model.cfg.n_layers, mlp_width(asked.model), generator=generator, dtype=torch.float32)

@@ -68,7 +68,8 @@ def score(key: str, model: HookedModel, prompt: Prompt) -> Scores:
     if key not in BASELINES:
         raise ValueError(f"unknown scoring function {key!r}; there are {', '.join(BASELINES)}")
     check_hooked(model)
-    found = BASELINES[key].function(Asked(model, prompt, option_tokens(model.tokenizer, prompt.text)))
+    with torch.inference_mode(False):  # so that a function can take gradients wherever it is called
+        found = BASELINES[key].function(Asked(model, prompt, option_tokens(model, prompt.text)))
     if tuple(found.shape) != (model.cfg.n_layers, mlp_width(model)):
         raise AttributionError(f"{key}: scores of shape {tuple(found.shape)}, expected (layer, neuron)")
     if not torch.isfinite(found).all():

@@ -1,0 +1,96 @@
+"""What a model must be so that its numbers mean what they say; checked before anything is computed."""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+import torch
+
+from qrnca_lens.models.errors import ModelError
+from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, is_hooked_transformer
+from qrnca_lens.models.sites import site_hook, sites_of
+from qrnca_lens.models.tokens import dtype_of
+
+_SEEN: WeakSet[HookedModel] = WeakSet()  # the models whose hook points were looked at; they do not change
+
+
+def check_hooked(model: HookedModel) -> None:
+    """Refuse what cannot be attributed or edited rightly.
+
+    TypeError for anything but a hooked model with a tokenizer. ModelError for one without a dense MLP in every layer
+    (mixture of experts, attention only, state space), one in training mode with dropout, and one whose weights were made
+    under `torch.inference_mode`.
+    """
+    if not isinstance(model, HOOKED_CLASSES):
+        names = " or ".join(c.__name__ for c in HOOKED_CLASSES)
+        raise TypeError(f"expected a {names}, found {type(model).__name__}; load it with qrnca_lens.load_model")
+    if model.tokenizer is None:
+        raise TypeError("this model has no tokenizer; load it with qrnca_lens.load_model")
+    if model.training and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
+        raise ModelError(
+            f"{model.cfg.model_name} is in training mode, where dropout changes every run; call model.eval() first"
+        )
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise ModelError(
+            f"the weights of {model.cfg.model_name} were made under torch.inference_mode, where nothing takes gradients; "
+            "load the model outside of it"
+        )
+    if model not in _SEEN:
+        _check_neurons(model)
+        _SEEN.add(model)
+
+
+def _check_neurons(model: HookedModel) -> None:
+    cfg = model.cfg
+    why = None
+    if getattr(cfg, "num_experts", None):
+        why = "it is a mixture of experts, whose neurons lie in several MLPs a layer"
+    elif getattr(cfg, "attn_only", False):
+        why = "it has attention only, no MLPs"
+    else:
+        points = model.hook_dict
+        wanted = (site_hook(model, layer, site) for layer in range(cfg.n_layers) for site in sites_of(model))
+        lacking = next((name for name in wanted if name not in points), None)
+        if lacking:
+            why = f"it has no hook point {lacking}"
+        elif not is_hooked_transformer(model):
+            why = _neurons_elsewhere(model)
+    if why:
+        raise ModelError(
+            f"{cfg.model_name} has no dense MLP with neurons in every layer: {why}; such models are not supported"
+        )
+
+
+@torch.no_grad()
+def _neurons_elsewhere(model: HookedModel) -> str | None:
+    """Why a bridge's "neurons" are none: what their hook point holds is not what W_out multiplies. None where it is.
+
+    Shapes are compared in every layer. In the first and the last one the neurons are changed, and the MLP's output must
+    change by W_out times that: the output itself may hold more (the residual stream, in Bloom and MPT).
+    """
+    layers = range(model.cfg.n_layers)
+    names = [site_hook(model, layer, "post") for layer in layers]
+    outs = [f"blocks.{layer}.mlp.hook_out" for layer in layers]
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(iter(model.parameters())).device)
+    _, cache = model.run_with_cache(tokens)
+    for layer, name in zip(layers, names, strict=True):
+        weights = getattr(model.blocks[layer].mlp, "W_out", None)
+        if name not in cache or weights is None or cache[name].shape[-1] != weights.shape[0]:
+            return f"what its hook point {name} holds is not what a W_out multiplies"
+    limit = 1e-2 if dtype_of(model) in (torch.float32, torch.float64) else 0.2
+    for layer in {0, model.cfg.n_layers - 1}:
+        weights, before = model.blocks[layer].mlp.W_out, cache[names[layer]]
+        generator = torch.Generator().manual_seed(layer)
+        change = before.abs().max() * torch.randn(before.shape, generator=generator, dtype=torch.float32).to(before)
+        if outs[layer] not in cache:
+            continue  # OPT and XGLM have no such hook point
+
+        def put(post: torch.Tensor, hook: object, change: torch.Tensor = change) -> torch.Tensor:
+            return post + change
+
+        with model.hooks(fwd_hooks=[(names[layer], put)]):
+            _, after = model.run_with_cache(tokens, names_filter=outs[layer])
+        wrote = (after[outs[layer]] - cache[outs[layer]]).float()
+        if (wrote - change.float() @ weights.float()).abs().max() > limit * wrote.abs().max():
+            return f"what its hook point {names[layer]} holds is not what its W_out multiplies"
+    return None
