@@ -90,8 +90,8 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     save_queries(short_queries, tmp_path / "short.jsonl")
     code = (
-        "import sys, time, qrnca_lens as ql, qrnca_lens.pipeline as p\n"
-        "p._FLUSH_SECONDS = 0.0\n"
+        "import sys, time, qrnca_lens as ql, qrnca_lens.pipeline as p, qrnca_lens.run_folder as f\n"
+        "f._FLUSH_SECONDS = 0.0\n"
         "real = p.attribute\n"
         "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
         "model, queries = ql.load_model(sys.argv[1], device='cpu'), ql.load_queries(sys.argv[2])\n"
