@@ -267,9 +267,9 @@ def test_damaged_records_are_named(
         record[key] = {k: v for k, v in inner.items() if v is not ...} if isinstance(inner, dict) else inner
     (folder / name).write_text(json.dumps({k: v for k, v in record.items() if v is not ...}))
     with pytest.raises(RunError, match=message):
-        locate(model, located.asked, located.config, out=folder, progress=False) if name == "manifest.json" else (
-            QRNeurons.load(folder)
-        )
+        if name == "manifest.json":
+            locate(model, located.asked, located.config, out=folder, progress=False)
+        QRNeurons.load(folder)
 
 
 def test_another_run_is_refused_with_the_difference(

@@ -10,7 +10,7 @@ import torch
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
-from qrnca_lens.models import HookedModel, to_tokens
+from qrnca_lens.models import HookedModel, ModelError, to_tokens
 from qrnca_lens.neurons import NeuronSet
 
 OTHERS_COLUMNS = ["query", "accuracy_before", "accuracy_after", "p_before", "p_after"]
@@ -42,6 +42,18 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
         others = torch.tensor([query != owner for query in ids])
         rows.append((owner, *[float(table[others, i].mean()) for table in (rights, ps) for i in (0, row)]))
     return pd.DataFrame(rows, columns=OTHERS_COLUMNS)
+
+
+def neutral_text(model: HookedModel) -> str:
+    """NEUTRAL_TEXT, or as many of its first words as the model's context holds. ModelError if it holds none."""
+    words = NEUTRAL_TEXT.split(" ")
+    for count in range(len(words), 1, -1):
+        try:
+            to_tokens(model, " ".join(words[:count]))
+        except ModelError:
+            continue
+        return " ".join(words[:count])
+    raise ModelError(f"the model's context of {model.cfg.n_ctx} tokens does not hold two words of the neutral text")
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import pandas as pd
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.selection import qrnca
 from qrnca_lens.data import QuerySet
-from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, other_queries
+from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
 from qrnca_lens.localization.projection import PROJECTION_COLUMNS, promoted_tokens
@@ -141,7 +141,7 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
     check_enough(item.name, asked, config, seed)
     known = methods()
     evidence, small = Evidence(model, asked, located), Evidence(model, asked.sample(sample.extended, seed), located)
-    edited = _edited(located, asked.sample(sample.collateral, seed))
+    edited, text = _edited(located, asked.sample(sample.collateral, seed)), neutral_text(model)
 
     def effects(name: str, of: Evidence, keys: Sequence[str]) -> pd.DataFrame:
         def make() -> pd.DataFrame:
@@ -160,7 +160,7 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
         effects("effects", evidence, [key for key, m in known.items() if m.in_paper]),
         effects("extended", small, ["qrnca", *[key for key, m in known.items() if not m.in_paper]]),
         collateral("others", OTHERS_COLUMNS, lambda f: other_queries(model, asked, edited, f)),
-        collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f)),
+        collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f, text)),
         steps.table("tokens", _TOKEN_COLUMNS, lambda: _tokens(model, located)),
         steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, seed)),
     )

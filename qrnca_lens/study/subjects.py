@@ -10,6 +10,7 @@ from pathlib import Path
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.data import Query, QuerySet, load_queries
+from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
 from qrnca_lens.pipeline import check_enough_left, check_prompts, without
 
@@ -44,12 +45,13 @@ def subject(source: str, *, seed: int = 0, per_group: int | None = None) -> Subj
 
 
 def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNCAConfig, seed: int) -> None:
-    """ValueError that names the subject, what it lacks and the remedy; ModelError where the model can take no query.
+    """ValueError that names the subject, what it lacks and the remedy; ModelError for a model that cannot be used for it.
 
     A subject needs a name of its own that can be a folder's; two groups; in each group 3 queries, and 2 right letters in the
     half that the neuron-based prediction is fitted on; in that half enough queries for `common_share`; and prompts in a
     rendering that the model can take. Queries whose prompts the model cannot take do not count.
     """
+    neutral_text(model)
     if not subjects:
         raise ValueError("no subject to reproduce; give at least one, such as subject('domains')")
     for name, count in Counter(item.name.casefold() for item in subjects).items():
