@@ -177,6 +177,7 @@ def _before_after(found: pd.DataFrame, before: str, after: str) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    shown = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy()]
+    cells = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy()]
+    shown = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *shown]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -114,6 +114,18 @@ def test_prediction_knows_no_evaluated_question(atlas: Any) -> None:
         predict_from_neurons(atlas, [detection], evaluation, locate(atlas, queries, progress=False))
 
 
+def test_prediction_is_not_fitted_on_queries_that_failed(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    detection, evaluation = short_queries.split(0.5)
+    lost = replace(LONG, id="other", group="g9")
+    asked = QuerySet((LONG, lost, *detection.queries))
+    with pytest.warns(FailedQueriesWarning, match="2 of 8"):
+        located = locate(model_of("llama"), asked, CONFIG, progress=False)
+    evaluated = QuerySet((*evaluation.queries, replace(short_queries["q0"], id="new", group="g9")))
+    found = predict_from_neurons(model_of("llama"), [asked], evaluated, located)
+    assert set(found["group"]) == {"g0", "g1", "g2"}  # every query of g9 failed
+    pd.testing.assert_frame_equal(found, predict_from_neurons(model_of("llama"), [detection], evaluation, located))
+
+
 @pytest.fixture
 def registered() -> Iterator[Callable[[str], None]]:
     """Enter scoring functions, gone after the test."""
