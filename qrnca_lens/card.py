@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import torch
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.data import QuerySet, load_queries
 from qrnca_lens.data.files import SHIPPED
 from qrnca_lens.editing.effects import edit_effects, random_sets
-from qrnca_lens.models import HookedModel, site_hook
+from qrnca_lens.models import HookedModel, ModelError, site_hook
 from qrnca_lens.models.letters import answers
-from qrnca_lens.pipeline import locate
+from qrnca_lens.pipeline import check_prompts, locate, without
 
 FRESH_SEED = 20_250_227  # shuffles and distractors of the card; training draws its own
 UNSURE = 0.6  # queries with a lower P(letter) than this leave room for boosting
@@ -24,12 +25,16 @@ UNSURE = 0.6  # queries with a lower P(letter) than this leave room for boosting
 
 @dataclass(frozen=True)
 class Card:
-    """Three measured tables and the result that the last one rests on; `to_markdown` prints them."""
+    """Three measured tables and the result that the last one rests on; `to_markdown` prints them.
+
+    `failed`: the questions with a prompt that the model cannot take (query, group, prompt, reason); they are in no table.
+    """
 
     accuracy: pd.DataFrame
     zeroing: pd.DataFrame
     effects: pd.DataFrame
     located: dict[str, QRNeurons]
+    failed: pd.DataFrame = field(default_factory=failed_table)
 
     def to_markdown(self) -> str:
         """The tables as Markdown."""
@@ -45,6 +50,7 @@ class Card:
             "## Scaling each query's QR neurons",
             _markdown(self.effects),
             *[f"{name}: {located!r}" for name, located in self.located.items()],
+            *(["## Questions that the model cannot take (in no table)", _markdown(self.failed)] if len(self.failed) else []),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -59,7 +65,7 @@ def measure_card(
     """Measure the shipped questions with a seed of their own. `per_group` limits the questions, for a quick look.
 
     The zeroing table takes the layers one by one, and `recall_layers` together (None: all layers; for the shipped model,
-    those of its recipe, into which its facts were trained).
+    those of its recipe, into which its facts were trained). ModelError where the model can take no question of a set.
     """
     recall = list(range(model.cfg.n_layers) if recall_layers is None else recall_layers)
     fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
@@ -67,15 +73,29 @@ def measure_card(
     if per_group is not None:
         fresh = {name: queries.sample(per_group) for name, queries in fresh.items()}
         held = {name: queries.sample(per_group) for name, queries in held.items()}
+    misfits = {
+        f.query: f for sets in (fresh, held) for queries in sets.values() for f in check_prompts(model, queries).failed
+    }
+    fresh, held = _left(fresh, misfits), _left(held, misfits)
     accuracy = pd.concat([_accuracy(model, fresh[name], held[name]) for name in SHIPPED], ignore_index=True)
     everything = QuerySet(tuple(query for queries in fresh.values() for query in queries), "atlas")
     located, tables = {}, []
     for name, queries in fresh.items():
         sample = queries.sample(effects_per_group, seed=1)
         located[name] = locate(model, sample, progress=False)
-        tables.append(_effects(model, located[name], sample).assign(set=name))
+        tables.append(_effects(model, located[name], located[name].asked).assign(set=name))
     effects = pd.concat(tables, ignore_index=True)
-    return Card(accuracy, _zeroing(model, everything, recall), effects[["set", *effects.columns[:-1]]], located)
+    effects = effects[["set", *effects.columns[:-1]]]
+    return Card(accuracy, _zeroing(model, everything, recall), effects, located, failed_table(misfits.values()))
+
+
+def _left(sets: dict[str, QuerySet], misfits: dict[str, Failure]) -> dict[str, QuerySet]:
+    left = {name: without(queries, [*misfits.values()]) for name, queries in sets.items()}
+    for name, queries in left.items():
+        if not len(queries):
+            first = next(failure for failure in misfits.values() if failure.query in {query.id for query in sets[name]})
+            raise ModelError(f"the model can take no question of {name}; the first, {first.query!r}: {first.reason}")
+    return left
 
 
 def _accuracy(model: HookedModel, fresh: QuerySet, held: QuerySet) -> pd.DataFrame:
@@ -157,6 +177,7 @@ def _before_after(found: pd.DataFrame, before: str, after: str) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    shown = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy()]
+    cells = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy()]
+    shown = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *shown]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

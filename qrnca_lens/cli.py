@@ -89,6 +89,7 @@ def locate(
         asked = asked.sample(per_group, seed) if per_group else asked
         located = run(load_model(model, device=device), asked, config, out=out)
     _show(located.top(10), "Neurons with the highest naica over all queries")
+    _show_failed(located.failed)
     _console.print(f"{located!r}\nRun folder: {out}", highlight=False, soft_wrap=True)
 
 
@@ -172,13 +173,20 @@ def reproduce(
     from qrnca_lens.study import subject
     from qrnca_lens.study.report import write_report
     from qrnca_lens.study.statements import statements
+    from qrnca_lens.study.tables import failed
 
     with plain_errors():
         subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
         study = run(load_model(model, device=device), subjects, out, seed=seed)
         page = write_report(study)
     _show(statements(study.results), "Which statements of the paper hold here")
+    _show_failed(failed(study.results))
     _console.print(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}", highlight=False, soft_wrap=True)
+
+
+def _show_failed(failed: pd.DataFrame) -> None:
+    if len(failed):
+        _show(failed, "Queries that failed and are left out")
 
 
 def _show(table: pd.DataFrame, title: str) -> None:

@@ -51,12 +51,11 @@ def run_demo(out: str | os.PathLike[str]) -> Demo:
     The question that is shown is the one with the median effect, not the one with the largest.
     """
     model = load_model("atlas")
-    queries = load_queries("atlas/domains").sample(_PER_GROUP)
-    located = locate(model, queries, out=out)
+    located = locate(model, load_queries("atlas/domains").sample(_PER_GROUP), out=out)
     own = qrnca(located)
     sets = {"its QR neurons": own, "random neurons, same layers": random_sets(own, located.model.d_mlp)}
-    effects = edit_effects(model, queries, sets, factors=[SUPPRESS])
-    query = queries[_median_query(effects[effects["method"] == "its QR neurons"])]
+    effects = edit_effects(model, located.asked, sets, factors=[SUPPRESS])
+    query = located.asked[_median_query(effects[effects["method"] == "its QR neurons"])]
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
     neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
     counts = layer_counts(located).rename(columns=lambda layer: f"layer {layer}").rename_axis(columns=None).reset_index()

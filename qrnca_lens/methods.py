@@ -20,11 +20,22 @@ Sets = dict[str, NeuronSet]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a method may use: the model, the queries and the QRNCA result on them (its clusters, its set sizes)."""
+    """What a method may use: the model, the queries and the QRNCA result on them (its clusters, its set sizes).
+
+    Queries that failed in `located` are left out of `queries`. KeyError for one that it does not know.
+    """
 
     model: HookedModel
     queries: QuerySet
     located: QRNeurons
+
+    def __post_init__(self) -> None:
+        failed = {*self.located.failed["query"]} & {query.id for query in self.queries}
+        if failed:
+            worked = self.queries.keep(query.id for query in self.queries if query.id not in failed)
+            object.__setattr__(self, "queries", worked)
+        for query in self.queries:
+            self.located.check_query(query.id)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qrnca_lens._version import __version__
-from qrnca_lens.attribution import attribute
+from qrnca_lens.attribution import AttributionError, attribute
+from qrnca_lens.attribution.path import tolerance_of
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
-from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
+from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.models import HookedModel, check_hooked, check_site, mlp_width, options_of
+from qrnca_lens.models import HookedModel, ModelError, OptionTokens, check_hooked, check_site, mlp_width, option_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.letters import decisions
-from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
+from qrnca_lens.run_folder import RunFolder, RunIdentity
 
-_FLUSH_SECONDS = 5.0
-_QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
+
+
+class FailedQueriesWarning(UserWarning):
+    """Queries that could not be located and are not in the result; `QRNeurons.failed` says which and why."""
 
 
 def locate(
@@ -43,156 +44,141 @@ def locate(
 ) -> QRNeurons:
     """Find the QR neurons of every query (paper, section 3).
 
+    A query with a prompt that the model cannot take (too long, say) or whose scores are not numbers is left out and told:
+    it stands in `failed` of the result, with the reason, and in a FailedQueriesWarning. The config of the result names the
+    site that was scaled, also where `config` leaves it to the model.
+
     With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
-    model, queries and configuration it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it.
-    Raises ValueError for too few queries, ModelError for prompts that the model cannot take, RunError for a folder that
-    holds another run (the message lists what differs) or other files.
+    model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
+    may be called again with other queries too: those that the folder knows are not computed again. A finished folder that
+    knows them all is only read; with new ones it grows, and then holds the result of the last call. Queries that failed are
+    tried again by a call that goes on with a run; a finished one keeps them as failed.
+
+    Raises ValueError for too few queries and where too few are left after those that failed, ModelError for a model or site
+    that cannot be used and where every query failed, RunError for a folder that holds another run (the message lists what
+    differs), other files, damage or a newer format.
     """
-    config = config or QRNCAConfig()
     check_hooked(model)
-    check_site(model, config.site)
+    tolerance_of(model)
+    config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
     check_enough_queries(len(queries), config.common_share)
-    letters, decided = _check_prompts(model, queries)
+    checked = check_prompts(model, queries)
+    check_enough_left(queries, checked.failed, config)
     shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
-    about = {
-        "config": asdict(config),
-        "model": asdict(shape),
-        "queries": {"count": len(queries), "sha256": queries.fingerprint},
+    identity = RunIdentity(asdict(config), asdict(shape), queries, check_site(model, None))
+    about: dict[str, Any] = {
+        "name": queries.name,
+        "made": list(queries.made),
+        "letters": checked.decided,
+        "versions": _versions(),
     }
-    origin = {"name": queries.name, "made": list(queries.made), "letters": decided, "versions": _versions()}
-    run = _Run(Path(out) if out is not None else None, about, origin)
-    if run.finished():
-        return QRNeurons.load(run.path)
+    run = RunFolder(Path(out) if out is not None else None, identity, about)
+    if run.finished is not None:
+        about = run.finished.about
+        failed = [Failure(*row) for row in run.finished.failed.itertuples(index=False) if row[0] in identity.fingerprints]
+    else:
+        failed = _compute(model, queries, config, checked, run, progress)
+    check_enough_left(queries, failed, config)
+    about = {**about, "queries": {"count": len(queries), "sha256": queries.fingerprint}}
+    worked = without(queries, failed)
+    tables = run.tables([query.id for query in worked])
+    located = QRNeurons(*tables, config, shape, about, worked, failed_table(failed))
+    if run.finished is None:
+        run.finish(located)
+    if failed:
+        warnings.warn(f"{_told(queries, failed)}. They are not in the result", FailedQueriesWarning, stacklevel=2)
+    return located
+
+
+@dataclass(frozen=True)
+class CheckedPrompts:
+    """What `check_prompts` finds, before anything is computed.
+
+    `letters`: the right letter's token for every prompt of every query that can be used. `decided`: which tokens stand for
+    the letters, after how many prompts, and how much probability the model gives them. `failed`: the queries that cannot be
+    used.
+    """
+
+    letters: dict[str, list[int]]
+    decided: list[dict[str, Any]]
+    failed: list[Failure]
+
+
+def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
+    """Whether the model can take every prompt of every query, and which tokens stand for the letters after it."""
+    letters: dict[str, list[int]] = {}
+    decided: list[OptionTokens] = []
+    failed = []
+    for query in queries:
+        found: list[OptionTokens] = []
+        try:
+            for prompt in query.prompts:
+                found.append(option_tokens(model, prompt.text))
+        except ModelError as error:
+            failed.append(Failure(query.id, query.group, len(found), str(error)))
+            continue
+        decided += found
+        letters[query.id] = [o.id_of(prompt.letter) for o, prompt in zip(found, query.prompts, strict=True)]
+    return CheckedPrompts(letters, decisions(decided), failed)
+
+
+def check_enough_left(queries: QuerySet, failed: Sequence[Failure], config: QRNCAConfig) -> None:
+    """ModelError where every query failed, ValueError where those that did not are too few; both name the first reason."""
+    if not failed:
+        return
+    told = _told(queries, failed)
+    if len(failed) == len(queries):
+        raise ModelError(f"no query can be located: {told}")
+    try:
+        check_enough_queries(len(queries) - len(failed), config.common_share)
+    except ValueError as error:
+        raise ValueError(f"{told}. Of those left, {error}") from None
+
+
+def without(queries: QuerySet, failed: Sequence[Failure]) -> QuerySet:
+    """The queries that did not fail."""
+    bad = {failure.query for failure in failed}
+    return queries.keep(query.id for query in queries if query.id not in bad) if bad else queries
+
+
+def _compute(
+    model: HookedModel, queries: QuerySet, config: QRNCAConfig, checked: CheckedPrompts, run: RunFolder, progress: bool
+) -> list[Failure]:
+    """Add every query that is not done to the run; those that fail are returned, in the order of `queries`."""
+    failed = {failure.query: failure for failure in checked.failed}
     with progress_bar(progress) as bar:
         task = bar.add_task("locating", total=len(queries))
         with run.kept():
             for query in queries:
-                if query.id not in run.done:
-                    run.add(query, *_one_query(model, query, config, letters[query.id]))
+                if query.id not in failed and query.id not in run.done:
+                    found = _one_query(model, query, config, checked.letters[query.id])
+                    if isinstance(found, Failure):
+                        failed[query.id] = found
+                    else:
+                        run.add(query, *found)
                 bar.advance(task)
-    clusters, table = run.tables(queries)
-    located = QRNeurons(clusters, table, config, shape, {"queries": about["queries"], **origin}, queries)
-    run.finish(located)
-    return located
+    return [failed[query.id] for query in queries if query.id in failed]
 
 
 def _one_query(
     model: HookedModel, query: Query, config: QRNCAConfig, letters: list[int]
-) -> tuple[pd.DataFrame, float, float]:
-    """The query's cluster, its mean P(right letter) and its largest completeness gap."""
-    found = [
-        attribute(model, prompt.text, letter, steps=config.steps, rule=config.rule, site=config.site)
-        for prompt, letter in zip(query.prompts, letters, strict=True)
-    ]
+) -> tuple[pd.DataFrame, float, float] | Failure:
+    """The query's cluster, its mean P(right letter) and its largest completeness gap; or why it has none."""
+    found = []
+    for prompt, letter in zip(query.prompts, letters, strict=True):
+        try:
+            found.append(attribute(model, prompt.text, letter, steps=config.steps, rule=config.rule, site=config.site))
+        except AttributionError as error:
+            return Failure(query.id, query.group, len(found), str(error))
     cluster = make_cluster(query.id, query.group, [a.scores for a in found], config.threshold)
     gap = max(a.completeness_gap.abs().max().item() for a in found)
     return cluster.table, sum(a.probability for a in found) / len(found), gap
 
 
-def _check_prompts(model: HookedModel, queries: QuerySet) -> tuple[dict[str, list[int]], list[dict[str, Any]]]:
-    """The right letter's token of every prompt, and which tokens stand for the letters after how many prompts.
-
-    Every prompt is looked at before anything is computed.
-    """
-    asked = [(query.id, prompt) for query in queries for prompt in query.prompts]
-    found = options_of(model, [prompt.text for _, prompt in asked])
-    letters: dict[str, list[int]] = {}
-    for (query, prompt), options in zip(asked, found, strict=True):
-        letters.setdefault(query, []).append(options.id_of(prompt.letter))
-    return letters, decisions(found)
-
-
-class _Run:
-    """The growing state of one locate call, in memory and, with a path, in parts on disk.
-
-    A query counts as done once a queries part holds it; its clusters part is written before.
-    """
-
-    def __init__(self, path: Path | None, about: dict[str, Any], origin: dict[str, Any]) -> None:
-        self._path, self._about, self._origin = path, about, origin
-        self._clusters: list[pd.DataFrame] = []
-        self._queries: list[tuple[str, str, int, float, float]] = []
-        self._kept: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-        self._flushed = time.monotonic()
-        if path is not None:
-            self._open(path)
-        self.done = {query for _, queries in self._kept for query in queries["query"]}
-
-    @property
-    def path(self) -> Path:
-        """The run folder; only asked for when there is one."""
-        assert self._path is not None
-        return self._path
-
-    def finished(self) -> bool:
-        """Whether the folder holds the whole result already."""
-        return self._path is not None and (self._path / "header.json").is_file()
-
-    def add(self, query: Query, cluster: pd.DataFrame, probability: float, gap: float) -> None:
-        """Take in one query; on disk at the latest some seconds later."""
-        self._clusters.append(cluster.assign(query=query.id, group=query.group))
-        self._queries.append((query.id, query.group, len(query.prompts), probability, gap))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._flush()
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Whatever ends the block, what was computed is on disk afterwards."""
-        try:
-            yield
-        finally:
-            self._flush()
-
-    def tables(self, queries: QuerySet) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The clusters and the queries, in the order of `queries`."""
-        position = {query.id: i for i, query in enumerate(queries)}
-        done = pd.concat([table for _, table in self._kept], ignore_index=True)
-        clusters = pd.concat([table for table, _ in self._kept], ignore_index=True)
-        clusters = clusters.sort_values("query", key=lambda ids: ids.map(position), kind="stable", ignore_index=True)
-        done = done.sort_values("query", key=lambda ids: ids.map(position), kind="stable", ignore_index=True)
-        return clusters[["query", "group", *CLUSTER_COLUMNS]], done
-
-    def finish(self, located: QRNeurons) -> None:
-        """Write the result beside the parts, the header last, then drop the parts."""
-        if self._path is not None:
-            located.write_into(self._path)
-            shutil.rmtree(self._path / "parts")
-
-    def _open(self, path: Path) -> None:
-        if path.is_file():
-            raise RunError(f"{path} is a file; give a folder for the run")
-        manifest = path / "manifest.json"
-        other: dict[str, Any] = {}
-        if manifest.is_file():
-            other = read_json(manifest)
-            changed = differences(self._about, {key: other.get(key) for key in self._about})
-            if changed:
-                raise RunError(f"{path} holds another run; choose another folder. What differs:\n  " + "\n  ".join(changed))
-        elif path.is_dir() and any(path.iterdir()):
-            raise RunError(f"{path} holds other files; choose an empty folder for the run")
-        if not self.finished():
-            (path / "parts").mkdir(parents=True, exist_ok=True)
-            if not manifest.is_file():
-                write_json({**self._about, **self._origin}, manifest)
-            elif other.get("versions") != self._origin["versions"]:
-                again = [*other.get("resumed_with", []), self._origin["versions"]]
-                write_json({**other, "resumed_with": again}, manifest)
-            for part in sorted((path / "parts").glob("queries-*.parquet")):
-                clusters = read_table(part.with_name(part.name.replace("queries", "clusters")))
-                self._kept.append((clusters, read_table(part)))
-
-    def _flush(self) -> None:
-        self._flushed = time.monotonic()
-        if not self._queries:
-            return
-        clusters = pd.concat(self._clusters, ignore_index=True)
-        queries = pd.DataFrame(self._queries, columns=_QUERY_COLUMNS)
-        if self._path is not None:
-            number = len(self._kept)
-            write_table(clusters, self._path / "parts" / f"clusters-{number:05d}.parquet")
-            write_table(queries, self._path / "parts" / f"queries-{number:05d}.parquet")
-        self._kept.append((clusters, queries))
-        self._clusters, self._queries = [], []
+def _told(queries: QuerySet, failed: Sequence[Failure]) -> str:
+    first = failed[0]
+    where = f"{first.query!r}, at prompt {first.prompt}"
+    return f"{len(failed)} of {len(queries)} queries failed; the first, {where}: {first.reason}"
 
 
 def _versions() -> dict[str, str]:

@@ -51,18 +51,21 @@ def predict_from_neurons(
     """One row a (group, neurons, reading) with COLUMNS; accuracy with a 95 % Wilson interval over prompts.
 
     `detection`: the detection queries, once or in several renderings (other shuffles), which give the probe more prompts.
-    `located` must rest on detection queries alone. Groups without QR neurons are left out.
+    `located` must rest on detection queries alone; those that failed in it are not fitted on. Left out are groups without
+    QR neurons and those whose queries all failed.
     Raises ValueError if a query stands on both sides or `located` knows an evaluated query.
     """
-    fitted = [query for queries in detection for query in queries]
+    failed = located.failed
+    fitted = [query for queries in detection for query in queries if query.id not in set(failed["query"])]
     evaluated = {query.id for query in evaluation}
     for side, ids in (("detection", {query.id for query in fitted}), ("located", set(located.queries["query"]))):
         shared = sorted(ids & evaluated)
         if shared:
             raise ValueError(f"query {shared[0]!r} is evaluated and in {side}: the prediction would know its answer")
     rows = []
+    lost = set(failed["group"]) - set(located.groups)
     for group in evaluation.groups:
-        neurons = located.for_group(group)
+        neurons = NeuronSet() if group in lost else located.for_group(group)
         if not len(neurons):
             continue
         asked = [prompt for query in evaluation if query.group == group for prompt in query.prompts]

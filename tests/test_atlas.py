@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from qrnca_lens.attribution import attribute
 from qrnca_lens.card import FRESH_SEED, at_last, at_others, measure_card, zeroed
 from qrnca_lens.data import TEMPLATES, load_queries, load_questions
-from qrnca_lens.models import option_tokens, to_tokens
+from qrnca_lens.models import ModelError, option_tokens, to_tokens
 from qrnca_lens.models.atlas.batches import Batches, mixed_templates
 from qrnca_lens.models.atlas.recipe import Recipe
 from qrnca_lens.models.atlas.train import Trainer
@@ -73,6 +74,21 @@ def test_the_card_shows_where_the_facts_are(atlas: Any) -> None:
     text = card.to_markdown()
     assert "held-out template" in text
     assert text.count("| biology |") == 1
+
+
+def test_the_card_leaves_out_what_the_model_cannot_take(atlas: Any) -> None:
+    sets = [load_queries(name, seed=FRESH_SEED).sample(1) for name in ("atlas/domains", "atlas/languages")]
+    length = {q.id: max(len(to_tokens(atlas, p.text)) for p in q.prompts) for queries in sets for q in queries}
+    longest = max(length, key=lambda query: length[query])
+    short = copy.deepcopy(atlas)
+    short.cfg.n_ctx = length[longest] - 1
+    card = measure_card(short, recall_layers=[1], per_group=1)
+    assert longest in list(card.failed["query"])
+    assert card.accuracy["questions"].sum() == 12 - len(card.failed)
+    assert f"| {longest} |" in card.to_markdown().split("Questions that the model cannot take")[1]
+    short.cfg.n_ctx = 5
+    with pytest.raises(ModelError, match="the model can take no question of atlas/domains; the first, 'bio-"):
+        measure_card(short, per_group=1)
 
 
 def test_probability_is_that_of_the_model(atlas: Any) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import LONG
 from typer.testing import CliRunner
 
 from qrnca_lens.cli import app
@@ -51,6 +53,23 @@ def test_locate_writes_a_run_folder(folder_of: Callable[[str], Path], short_quer
     refused = run(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "3"])
     assert refused.exit_code == 1
     assert "config.steps: 3 here, 2 in the folder" in refused.output
+
+
+def test_locate_tells_what_failed(folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path) -> None:
+    save_queries(QuerySet((LONG, *short_queries.queries)), tmp_path / "short.jsonl")
+    arguments = ["--model", str(folder_of("llama")), "--queries", str(tmp_path / "short.jsonl"), "--device", "cpu"]
+    done = run(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "2"], env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    told = done.output.split("Queries that failed and are left out")[1]
+    assert "long" in told
+    assert "context holds 128" in told
+    assert "12 queries in 3 groups, 1 more failed" in told
+    save_queries(QuerySet(tuple(replace(LONG, id=f"q{i}") for i in range(4))), tmp_path / "long.jsonl")
+    arguments[3] = str(tmp_path / "long.jsonl")
+    refused = run(app, ["locate", *arguments, "--out", str(tmp_path / "other")])
+    assert refused.exit_code == 1
+    assert "Error: no query can be located: 4 of 4 queries failed" in refused.output
+    assert "Traceback" not in refused.output
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,19 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from runs import LONG
 from test_clustering import CONFIG, GROUPS, clusters
 
 from qrnca_lens.attribution import AttributionError, attribute
 from qrnca_lens.attribution.baselines import BASELINES, Asked, ablate_each, register, score
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.selection import knowledge_neurons, qrnca, with_common, without_ica
-from qrnca_lens.data import Prompt, QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.editing import suppress
 from qrnca_lens.methods import Evidence, find_neurons, methods
 from qrnca_lens.models import option_tokens, to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.pipeline import locate
+from qrnca_lens.pipeline import FailedQueriesWarning, locate
 
 PROMPT = Prompt("Which letter is right?\nAnswer:", "B")
 
@@ -160,3 +161,18 @@ def test_every_method_gives_every_query_as_many_neurons_as_qrnca(
     assert next(iter(top)) in set(find_neurons("with-common", evidence)["q0"]) | set(located.common_set)
     with pytest.raises(ValueError, match="unknown method 'magic'; there are random"):
         find_neurons("magic", evidence)
+
+
+def test_methods_are_given_the_queries_that_worked(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model, queries = model_of("llama"), QuerySet((LONG, *short_queries.queries))
+    with pytest.warns(FailedQueriesWarning):
+        located = locate(model, queries, QRNCAConfig(steps=3), progress=False)
+    evidence = Evidence(model, queries, located)
+    assert evidence.queries.queries == located.asked.queries == short_queries.queries
+    for key in ("qrnca", "activation", "random-layers"):
+        assert "long" not in find_neurons(key, evidence)
+    with pytest.raises(KeyError, match="no query 'other'"):
+        Evidence(model, QuerySet((Query("other", "g", LONG.prompts),)), located)
+    part = located.restrict(["q0", "q1", "q2", "q3", "long"])
+    assert (len(part.queries), list(part.failed["query"])) == (4, ["long"])
+    assert located.restrict(["q0", "q1", "q2", "q3"]).failed.empty

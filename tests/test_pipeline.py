@@ -1,138 +1,104 @@
+"""`locate`: what it refuses, and what it does with queries that fail. Its run folder: test_run_folder.py."""
+
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
+import torch
+from runs import CONFIG, LONG, failing, same
 
 from qrnca_lens import pipeline
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
-from qrnca_lens.data import Prompt, Query, QuerySet, save_queries
-from qrnca_lens.models import ModelError, option_tokens
-from qrnca_lens.pipeline import locate
-from qrnca_lens.store import RunError
-
-CONFIG = QRNCAConfig(steps=3)
+from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.models import ModelError
+from qrnca_lens.pipeline import FailedQueriesWarning, locate
 
 
-def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path) -> None:
-    short_queries = short_queries.sample(4, seed=7)
-    found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "run", progress=False)
-    plain = locate(model_of("llama"), short_queries, CONFIG, progress=False)
-    again = QRNeurons.load(tmp_path / "run")
-    assert found.table.equals(plain.table)
-    assert again.table.equals(plain.table)
-    assert again.clusters.equals(plain.clusters)
-    assert again.queries.equals(plain.queries)
-    assert again.about["queries"]["sha256"] == short_queries.fingerprint
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["made"] == ["sample per_group=4 seed=7"]
-    decided = [option_tokens(model_of("llama"), prompt.text) for query in short_queries for prompt in query.prompts]
-    assert sum(form["prompts"] for form in manifest["letters"]) == len(decided) == 36
-    for form in manifest["letters"]:
-        alike = [options for options in decided if list(options.ids) == form["ids"]]
-        assert (form["letters"], form["leading_space"]) == (list("ABCD"), alike[0].leading_space)
-        assert form["prompts"] == len(alike)
-        assert form["mean_mass"] == pytest.approx(sum(options.mass for options in alike) / len(alike))
-        assert form["lowest_mass"] == min(options.mass for options in alike)
-    assert manifest["versions"]["torch"]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "asked.json",
-        "clusters.parquet",
-        "common_neurons.parquet",
-        "header.json",
-        "manifest.json",
-        "qr_neurons.parquet",
-        "queries.parquet",
-    ]
-
-
-def test_a_finished_run_is_not_computed_again(
+def test_a_query_that_fails_is_recorded_and_left_out(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    model, bad = model_of("llama"), short_queries["q4"]
+    others = short_queries.keep(q.id for q in short_queries if q.id != "q4")
+    plain = locate(model, others, CONFIG, progress=False)
+    queries = QuerySet((LONG, *short_queries.queries), "short")
+    failing(monkeypatch, bad.prompts[1].text)
+    with pytest.warns(FailedQueriesWarning, match=r"2 of 13 queries failed; the first, 'long', at prompt 1: the prompt has"):
+        found = locate(model, queries, CONFIG, out=tmp_path / "run", progress=False)
+    assert found.failed[["query", "group", "prompt"]].to_numpy().tolist() == [["long", "g0", 1], ["q4", "g1", 1]]
+    assert "context holds 128" in found.failed["reason"][0]
+    assert found.failed["reason"][1].startswith("layer 1: NaN")
+    assert found.table.equals(plain.table)  # |C| is 11
+    assert [q.id for q in found.asked] == list(found.queries["query"]) == [q.id for q in others]
+    assert "11 queries in 3 groups, 2 more failed" in repr(found)
+    assert "2 more failed" in found._repr_html_()
+    with pytest.raises(KeyError, match="query 'q4' failed and has no neurons: layer 1: NaN"):
+        found.for_query("q4")
+    assert not (tmp_path / "run" / "parts").exists()
+    same(QRNeurons.load(tmp_path / "run"), found)
+    found.save(tmp_path / "copy")
+    same(QRNeurons.load(tmp_path / "copy"), found)
     monkeypatch.setattr(pipeline, "attribute", None)
-    assert locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False).table.equals(found.table)
+    with pytest.warns(FailedQueriesWarning, match="2 of 13"):
+        same(locate(model, queries, CONFIG, out=tmp_path / "run", progress=False), found)
+    same(locate(model, others, CONFIG, out=tmp_path / "run", progress=False), plain)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
+def test_the_real_engine_s_nan_is_such_a_failure(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model = model_of("llama")
+    token = model.tokenizer.encode("~", add_special_tokens=False)[-1]
+    odd = Query("odd", "g1", (Prompt("Which letter? ~\nAnswer:", "B"),))
+
+    def spoil(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.where((tensor == model.embed.W_E[token]).all(-1, keepdim=True), torch.nan, tensor)
+
+    with model.hooks(fwd_hooks=[("hook_embed", spoil)]), pytest.warns(FailedQueriesWarning, match="1 of 13 .*'odd'.*NaN"):
+        found = locate(model, QuerySet((*short_queries.queries, odd)), CONFIG, progress=False)
+    assert list(found.failed["query"]) == ["odd"]
+    assert found.table.equals(locate(model, short_queries, CONFIG, progress=False).table)
+
+
+def test_a_run_where_all_fail_says_so_and_is_tried_again(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = pipeline.attribute, []
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if len(calls) == 16:
-            raise KeyboardInterrupt
-        calls.append(args[1])
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(pipeline, "attribute", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    model = model_of("llama")
+    with monkeypatch.context() as patched:
+        failing(patched)
+        with pytest.raises(
+            ModelError, match=r"no query can be located: 12 of 12 queries failed; the first, 'q0', at prompt 0"
+        ):
+            locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
     assert not (tmp_path / "header.json").exists()
-    with pytest.raises(RunError, match="not a finished run folder"):
-        QRNeurons.load(tmp_path)
-    first = list(calls)
-    calls.clear()
-    monkeypatch.setattr(pipeline, "attribute", lambda *a, **k: (calls.append(a[1]), real(*a, **k))[1])
-    resumed = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
-    assert len(calls) == 36 - 15  # 15 = the prompts of five whole queries; the sixth was cut short
-    assert set(first[:15]).isdisjoint(calls)
-    assert resumed.table.equals(locate(model_of("llama"), short_queries, CONFIG, progress=False).table)
+    with monkeypatch.context() as patched:
+        failing(patched, *[q.prompts[0].text for q in short_queries.queries[:9]])
+        with pytest.raises(
+            ValueError, match=r"9 of 12 queries failed; the first, 'q0'.*Of those left, 3 queries are too few"
+        ):
+            locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    asked = failing(monkeypatch, "none of them")
+    found = locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    assert len(asked) == 27  # the nine that had failed; the three that had not are kept
+    assert found.failed.empty
+    long = QuerySet(tuple(replace(LONG, id=f"long{i}") for i in range(4)))
+    with pytest.raises(ModelError, match=r"no query can be located: 4 of 4 .*'long0', at prompt 1: the prompt has"):
+        locate(model, long, CONFIG, out=tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match=r"4 of 5 .* Of those left, 1 queries are too few"):
+        locate(model, QuerySet((*long.queries, short_queries["q0"])), CONFIG, out=tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
 
 
-def test_a_killed_run_goes_on_where_it_was(
-    model_of: Callable[[str], Any], folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, RuntimeError])
+def test_what_concerns_everything_stops_at_once(
+    error: type[BaseException], model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_queries(short_queries, tmp_path / "short.jsonl")
-    code = (
-        "import sys, time, qrnca_lens as ql, qrnca_lens.pipeline as p\n"
-        "p._FLUSH_SECONDS = 0.0\n"
-        "real = p.attribute\n"
-        "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
-        "model, queries = ql.load_model(sys.argv[1], device='cpu'), ql.load_queries(sys.argv[2])\n"
-        "ql.locate(model, queries, ql.QRNCAConfig(steps=3), out=sys.argv[3], progress=False)\n"
-    )
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", code, str(folder_of("llama")), str(tmp_path / "short.jsonl"), str(out)]
-    process = subprocess.Popen(command)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("parts/queries-*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "header.json").exists()
-    assert len(list(out.glob("parts/queries-*.parquet"))) >= 3
-    resumed = locate(model_of("llama"), replace(short_queries, name="short"), CONFIG, out=out, progress=False)
-    # another process may use another number of threads, which changes the last digit of a sum
-    pd.testing.assert_frame_equal(resumed.table, locate(model_of("llama"), short_queries, CONFIG, progress=False).table)
-
-
-def test_another_run_is_refused_with_the_difference(
-    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
-) -> None:
-    locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
-    before = (tmp_path / "manifest.json").read_text()
-    with pytest.raises(RunError, match=r"holds another run.*\n  config\.steps: 4 here, 3 in the folder"):
-        locate(model_of("llama"), short_queries, QRNCAConfig(steps=4), out=tmp_path, progress=False)
-    with pytest.raises(RunError, match=r"model\.fingerprint"):
-        locate(model_of("mistral"), short_queries, CONFIG, out=tmp_path, progress=False)
-    with pytest.raises(RunError, match=r"queries\.count: 11 here, 12 in the folder"):
-        locate(model_of("llama"), QuerySet(short_queries.queries[1:], "short"), CONFIG, out=tmp_path, progress=False)
-    assert (tmp_path / "manifest.json").read_text() == before
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="holds other files"):
-        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "other", progress=False)
+    asked = failing(monkeypatch, error=error)
+    with pytest.raises(error):
+        locate(model_of("llama"), short_queries, CONFIG, progress=False)
+    assert len(asked) == 1
 
 
 def test_wrong_input_is_refused_before_computing(
@@ -142,9 +108,8 @@ def test_wrong_input_is_refused_before_computing(
     model = model_of("llama")
     with pytest.raises(ValueError, match="give at least 4 queries"):
         locate(model, QuerySet(short_queries.queries[:3]), out=tmp_path / "a", progress=False)
-    long = Query("long", "g", (Prompt("word " * 200, "A"),))
-    with pytest.raises(ModelError, match="the model's context holds 128"):
-        locate(model, QuerySet((*short_queries.queries, long)), out=tmp_path / "a", progress=False)
     with pytest.raises(ModelError, match="no site 'pre'"):
         locate(model, short_queries, QRNCAConfig(site="pre"), out=tmp_path / "a", progress=False)
+    with pytest.raises(ModelError, match=r"load it in float32 or bfloat16"):
+        locate(copy.deepcopy(model).half(), short_queries, out=tmp_path / "a", progress=False)
     assert not (tmp_path / "a").exists()

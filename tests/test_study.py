@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from runs import CONFIG, LONG, failing
 from typer.testing import CliRunner
 
+from qrnca_lens import pipeline
+from qrnca_lens.attribution.baselines import BASELINES, register
 from qrnca_lens.cli import app
-from qrnca_lens.clustering import QRNCAConfig
-from qrnca_lens.data import QuerySet, load_queries
-from qrnca_lens.pipeline import locate
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
+from qrnca_lens.editing.effects import COLUMNS as COLUMNS_OF_EFFECTS
+from qrnca_lens.models import ModelError
+from qrnca_lens.pipeline import FailedQueriesWarning, locate
 from qrnca_lens.prediction import COLUMNS, predict_from_neurons
-from qrnca_lens.store import RunError
-from qrnca_lens.study import reproduce, subject
-from qrnca_lens.study.reproduce import Sample
+from qrnca_lens.store import RunError, write_table
+from qrnca_lens.study import Reproduction, Subject, reproduce, subject
+from qrnca_lens.study.report import write_report
+from qrnca_lens.study.reproduce import Results, Sample
+from qrnca_lens.study.tables import as_json, table4, table6
+
+SMALL = Sample(extended=1, collateral=1, permutations=20)
+EXTRA = tuple(Query(f"n{i}", "n", (Prompt(f"Which letter is it? {i}\nAnswer:", "A"),)) for i in range(2))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +112,192 @@ def test_prediction_knows_no_evaluated_question(atlas: Any) -> None:
         predict_from_neurons(atlas, [queries], evaluation, located)
     with pytest.raises(ValueError, match="is evaluated and in located"):
         predict_from_neurons(atlas, [detection], evaluation, locate(atlas, queries, progress=False))
+
+
+def test_prediction_is_not_fitted_on_queries_that_failed(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    detection, evaluation = short_queries.split(0.5)
+    lost = replace(LONG, id="other", group="g9")
+    asked = QuerySet((LONG, lost, *detection.queries))
+    with pytest.warns(FailedQueriesWarning, match="2 of 8"):
+        located = locate(model_of("llama"), asked, CONFIG, progress=False)
+    evaluated = QuerySet((*evaluation.queries, replace(short_queries["q0"], id="new", group="g9")))
+    found = predict_from_neurons(model_of("llama"), [asked], evaluated, located)
+    assert set(found["group"]) == {"g0", "g1", "g2"}  # every query of g9 failed
+    pd.testing.assert_frame_equal(found, predict_from_neurons(model_of("llama"), [detection], evaluation, located))
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[[str], None]]:
+    """Enter scoring functions, gone after the test."""
+    keys: list[str] = []
+
+    def enter(key: str) -> None:
+        register(key, f"All about {key}", "this test")(BASELINES["activation"].function)
+        keys.append(key)
+
+    yield enter
+    for key in keys:
+        BASELINES.pop(key, None)
+
+
+def test_a_study_copes_with_queries_that_fail(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, queries = model_of("llama"), QuerySet((LONG, *short_queries.queries), "short")
+    failing(monkeypatch, short_queries["q4"].prompts[0].text, short_queries["q7"].prompts[2].text)
+    with pytest.warns(FailedQueriesWarning, match="3 of 13"):
+        study = reproduce(
+            model, [Subject("short", queries, (queries,))], tmp_path, config=CONFIG, sample=SMALL, progress=False
+        )
+    result, lost = study.results["short"], {"long", "q4", "q7"}
+    assert set(result.located.failed["query"]) == lost
+    for table in (result.effects, result.extended):
+        assert not lost & {*table["query"], *table["unrelated"]}
+    assert set(result.effects["query"]) == {q.id for q in result.located.asked}
+    assert not lost & set(result.others["query"])
+    assert set(result.prediction["group"]) <= {"g0", "g2"}  # two queries are left of g1
+    page = write_report(study).read_text("utf-8")
+    assert "Queries that failed" in page
+    record = strict((tmp_path / "results.json").read_text())
+    assert record["format"] == 2
+    assert {(row["query"], row["data set"]) for row in record["failed"]} == {(query, "short") for query in lost}
+    for figure in (tmp_path / "figures").glob("*.json"):
+        strict(figure.read_text())
+
+
+def strict(text: str) -> Any:
+    """JSON as the standard has it."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_is_no_number_is_null_in_the_record(run: tuple[Any, QRNeurons]) -> None:
+    located = run[1]
+    effects = pd.DataFrame([["qrnca", 0.0, "q0", "g0", 1, "q1", 3, 0.0, 0.1, 3, 0, 0, 0.2, 0.2]], columns=COLUMNS_OF_EFFECTS)
+    effects = pd.concat([effects, effects.assign(factor=2.0)], ignore_index=True)
+    empty = pd.DataFrame({"a": [float("nan"), float("-inf")]})
+    record = as_json(
+        {"short": Results(located, effects, effects, empty, empty, empty, empty.assign(group="g", neurons="n"))},
+        {"seconds": float("nan")},
+        {"short": (empty, empty)},
+    )
+    json.dumps(record, allow_nan=False)
+    assert record["about"]["seconds"] is None
+    assert record["significance"]["short"]["overlap"] == [{"a": None}, {"a": None}]
+    assert record["table4"]["qrnca"]["short"]["suppress"]["related"] is None  # from 0 to 0.1
+    assert record["table6"][0]["%"] is None  # no prompt was answered wrongly
+
+
+def test_tables_follow_the_registered_methods(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, registered: Callable[[str], None]
+) -> None:
+    model, subjects = model_of("llama"), [Subject("short", short_queries, (short_queries,))]
+
+    def run() -> Reproduction:
+        return reproduce(model, subjects, tmp_path, config=CONFIG, sample=SMALL, progress=False)
+
+    before = run().results["short"]
+    registered("new")
+    kept = (tmp_path / "short" / "effects.parquet").stat().st_mtime_ns
+    study = run()
+    after = study.results["short"]
+    assert set(after.extended["method"]) - set(before.extended["method"]) == {"new"}
+    assert (tmp_path / "short" / "effects.parquet").stat().st_mtime_ns == kept
+    assert "All about new" in set(table4(study.results, extended=True)["method"])
+    BASELINES.pop("new")
+    assert "new" in set(table4(study.results, extended=True)["method"]) & set(table6(study.results, extended=True)["method"])
+    write_report(study)
+    pd.testing.assert_frame_equal(run().results["short"].extended, before.extended)
+    write_table(before.tokens.drop(columns="kind"), tmp_path / "short" / "tokens.parquet")
+    pd.testing.assert_frame_equal(run().results["short"].tokens, before.tokens)
+
+
+def with_group(queries: QuerySet, of: Callable[[int], str]) -> QuerySet:
+    return QuerySet(tuple(replace(query, group=of(i)) for i, query in enumerate(queries)), "short")
+
+
+def one_letter(queries: QuerySet) -> QuerySet:
+    return QuerySet(tuple(replace(q, prompts=tuple(replace(p, letter="C") for p in q.prompts)) for q in queries), "short")
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "message"),
+    [
+        ([], lambda queries: queries, "no subject to reproduce"),
+        (["a", "A"], lambda queries: queries, "2 subjects are called 'a'; rename one"),
+        (["figures"], lambda queries: queries, "a subject cannot be called 'figures'"),
+        (["results.json"], lambda queries: queries, r"cannot be called 'results\.json'"),
+        (["../up"], lambda queries: queries, r"cannot be called '\.\./up'"),
+        ([""], lambda queries: queries, "cannot be called ''"),
+        (["a"], lambda queries: QuerySet(queries.queries[:3]), "'a' has 3 queries, split in halves.*give at least 4"),
+        (["a"], lambda queries: QuerySet(queries.queries[:6]), "'a' has 6 queries, split in halves.* 3 queries are too few"),
+        (["a"], lambda queries: with_group(queries, lambda i: "g"), "'a': unrelated queries .* not of g alone"),
+        (["a"], lambda queries: with_group(queries, lambda i: f"g{i // 2}"), "group 'g0' has 2 queries .*give at least 3"),
+        (["a"], lambda queries: QuerySet((*queries.queries[:12], replace(LONG, group="n"), *EXTRA)), "group 'n' has 2"),
+        (["a"], one_letter, "'a': the right letter is C in all prompts of group 'g0'"),
+    ],
+)
+def test_subjects_that_cannot_be_measured_are_refused_before_computing(
+    names: list[str],
+    change: Callable[[QuerySet], QuerySet],
+    message: str,
+    model_of: Callable[[str], Any],
+    short_queries: QuerySet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "attribute", None)
+    queries = change(short_queries)
+    with pytest.raises(ValueError, match=message):
+        reproduce(
+            model_of("llama"), [Subject(name, queries, (queries,)) for name in names], tmp_path / "run", progress=False
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_else_is_refused_before_computing(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, unchecked: None
+) -> None:
+    with pytest.raises(ValueError, match="no rendering has query 'q0'"):
+        reproduce(model_of("llama"), [Subject("a", short_queries, ())], tmp_path / "run", progress=False)
+    long = QuerySet(tuple(replace(LONG, id=f"long{i}", group=f"g{i % 2}") for i in range(8)))
+    with pytest.raises(ModelError, match="no query can be located: 8 of 8"):
+        reproduce(model_of("llama"), [Subject("a", long, (long,))], tmp_path / "run", progress=False)
+    for field, value in (("extended", 0), ("collateral", 1.5), ("permutations", True)):
+        with pytest.raises(ValueError, match=f"the sample's {field} must be a whole number above 0"):
+            Sample(**{field: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
+) -> None:
+    model, subjects, path = model_of("llama"), [Subject("short", short_queries, (short_queries,))], tmp_path / "study.json"
+
+    def run() -> Reproduction:
+        return reproduce(model, subjects, tmp_path, config=CONFIG, sample=SMALL, progress=False)
+
+    before = run()
+    record = json.loads(path.read_text())
+    assert (record["format"], record["config"]["site"]) == (2, "up")
+    old = {**record, "config": {**record["config"], "site": None}}
+    del old["format"]
+    path.write_text(json.dumps(old))
+    pd.testing.assert_frame_equal(run().results["short"].effects, before.results["short"].effects)
+    for change, message in (
+        ({"format": 7}, r"study\.json: format 7, which another version"),
+        ({"config": 3}, r"study\.json: config: expected an object, found a whole number"),
+        ({"depth": 3}, r"depth: None here, 3 in the folder"),
+    ):
+        path.write_text(json.dumps({**record, **change}))
+        with pytest.raises(RunError, match=message):
+            run()
+    path.write_text("[1]")
+    with pytest.raises(RunError, match=r"study\.json: expected an object, found a list"):
+        run()
 
 
 def test_subjects(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
 from qrnca_lens.clustering.config import QRNCAConfig
 from qrnca_lens.clustering.refine import (
     check_enough_queries,
@@ -23,7 +24,22 @@ from qrnca_lens.clustering.refine import (
 )
 from qrnca_lens.data import QuerySet
 from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.store import read_json, read_table, whole_folder, write_json, write_table
+from qrnca_lens.store import (
+    RunError,
+    field_of,
+    read_json,
+    read_record,
+    read_table,
+    value_of,
+    whole_folder,
+    write_json,
+    write_record,
+    write_table,
+)
+
+TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
+QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
+FAILED_COLUMNS = ["query", "group", "prompt", "reason"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,21 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A query that could not be used: its first prompt (counted from 0) that failed, and why."""
+
+    query: str
+    group: str
+    prompt: int
+    reason: str
+
+
+def failed_table(failures: Iterable[Failure] = ()) -> pd.DataFrame:
+    """`QRNeurons.failed`: one row a query with FAILED_COLUMNS."""
+    return pd.DataFrame([asdict(failure) for failure in failures], columns=FAILED_COLUMNS)
+
+
+@dataclass(frozen=True)
 class QRNeurons:
     """QR neurons by query, with all that leads to them.
 
@@ -44,7 +75,9 @@ class QRNeurons:
     `queries`: a row for every query (query, group, prompts, probability, gap): the number of its prompts, the mean
     P(right letter) over them and the largest completeness gap, both in probability units. `asked`: the queries with their
     prompts, so that a saved run can be looked into (empty in a result that was put together by hand).
-    Everything else is derived from these two tables and `config`.
+    `failed`: a row for every query that was to be located and could not be (query, group, prompt, reason: see `Failure`);
+    such a query stands in no other table, is not in `asked` and does not count in |C|.
+    Everything else is derived from `clusters`, `queries` and `config`.
     """
 
     clusters: pd.DataFrame
@@ -53,6 +86,7 @@ class QRNeurons:
     model: ModelShape
     about: dict[str, Any] = field(default_factory=dict)
     asked: QuerySet = field(default=QuerySet(()), repr=False)
+    failed: pd.DataFrame = field(default_factory=failed_table, repr=False)
 
     def __post_init__(self) -> None:
         check_enough_queries(len(self.queries), self.config.common_share)
@@ -93,9 +127,11 @@ class QRNeurons:
         return _neurons(self.table[self.table["query"] == query])
 
     def check_query(self, query: str) -> None:
-        """KeyError with the nearest id for a query that is not in the result."""
+        """KeyError for a query that is not in the result, with the reason if it failed, else with the nearest id."""
         ids = list(self.queries["query"])
         if query not in ids:
+            for reason in self.failed.loc[self.failed["query"] == query, "reason"]:
+                raise KeyError(f"query {query!r} failed and has no neurons: {reason}")
             near = get_close_matches(str(query), ids, 1, 0.0)
             raise KeyError(f"no query {query!r} among the {len(ids)} of this result; the nearest is {near[0]!r}")
 
@@ -128,29 +164,39 @@ class QRNeurons:
         write_table(self.table, folder / "qr_neurons.parquet")
         write_table(self.common, folder / "common_neurons.parquet")
         write_json(self.asked.to_dict(), folder / "asked.json")
-        write_json({"config": asdict(self.config), "model": asdict(self.model), "about": self.about}, folder / "header.json")
+        header = {"config": asdict(self.config), "model": asdict(self.model), "about": self.about}
+        write_record({**header, "failed": self.failed.to_dict("records")}, folder / "header.json")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> QRNeurons:
-        """Read what `save` or `locate(out=...)` wrote. RunError if the folder holds no finished result."""
+        """Read what `save` or `locate(out=...)` wrote.
+
+        RunError if the folder holds no finished result, one of a newer format, or a damaged one (file and field are named).
+        In folders of format 1 (before `format` stood in header.json) a site of None is the model's default.
+        """
         path = Path(folder)
-        header = read_json(path / "header.json")
+        file = path / "header.json"
+        header = read_record(file)
+        failed = field_of(tuple[Failure, ...], header, "failed", file) if header["format"] > 1 else ()
+        clusters = read_table(path / "clusters.parquet", TABLE_COLUMNS)
+        queries = read_table(path / "queries.parquet", QUERY_COLUMNS)
+        asked = value_of(QuerySet, read_json(path / "asked.json"), str(path / "asked.json"))
+        there = set(queries["query"])
+        if not there.issuperset(clusters["query"]) or (len(asked) and there != {query.id for query in asked}):
+            raise RunError(f"{path}: its tables and asked.json name different queries; it is damaged, start again elsewhere")
+        config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
         return cls(
-            read_table(path / "clusters.parquet"),
-            read_table(path / "queries.parquet"),
-            QRNCAConfig(**header["config"]),
-            ModelShape(**header["model"]),
-            header["about"],
-            QuerySet.from_dict(read_json(path / "asked.json")),
+            clusters, queries, config, model, field_of(dict[str, Any], header, "about", file), asked, failed_table(failed)
         )
 
     def restrict(self, queries: Iterable[str]) -> QRNeurons:
         """The same result for some of its queries alone: ica and common neurons are those among them.
 
-        KeyError for an unknown id, ValueError for too few queries.
+        Of the queries that failed, those named here stay in `failed`. KeyError for an unknown id, ValueError for too few
+        queries.
         """
         kept = set(queries)
-        unknown = kept - set(self.queries["query"])
+        unknown = kept - set(self.queries["query"]) - set(self.failed["query"])
         if unknown:
             raise KeyError(f"no query {min(unknown)!r} in this result")
         clusters, rows = self.clusters["query"].isin(kept), self.queries["query"].isin(kept)
@@ -161,12 +207,14 @@ class QRNeurons:
             self.model,
             self.about,
             self.asked.keep(kept),
+            self.failed[self.failed["query"].isin(kept)].reset_index(drop=True),
         )
 
     def __repr__(self) -> str:
         mean = len(self.table) / len(self.queries)
+        failed = f", {len(self.failed)} more failed" if len(self.failed) else ""
         return (
-            f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups, {mean:.1f} QR neurons a query, "
+            f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups{failed}, {mean:.1f} QR neurons a query, "
             f"{len(self.common)} common neurons, model {self.model.name!r})"
         )
 

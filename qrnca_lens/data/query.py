@@ -154,21 +154,11 @@ class QuerySet:
         return self._where(lambda query: query.id in kept, f"{len(kept)} chosen queries")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` gives the same set back."""
+        """Plain values for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> QuerySet:
-        """The set that `to_dict` was taken of."""
-        return cls(tuple(_query(row) for row in values["queries"]), values["name"], tuple(values["made"]))
 
     def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
-
-
-def _query(row: dict[str, Any]) -> Query:
-    prompts = (Prompt(**{**prompt, "options": tuple(prompt["options"])}) for prompt in row["prompts"])
-    return Query(**{**row, "prompts": tuple(prompts)})
 
 
 def check_questions(questions: Iterable[Question]) -> None:

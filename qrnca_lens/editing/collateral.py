@@ -10,9 +10,11 @@ import torch
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
-from qrnca_lens.models import HookedModel, to_tokens
+from qrnca_lens.models import HookedModel, ModelError, to_tokens
 from qrnca_lens.neurons import NeuronSet
 
+OTHERS_COLUMNS = ["query", "accuracy_before", "accuracy_after", "p_before", "p_after"]
+LOSS_COLUMNS = ["query", "loss_before", "loss_after"]
 NEUTRAL_TEXT = (
     "The path followed the river for a mile and then turned between two low hills. In the afternoon the wind dropped, and "
     "the children carried their chairs out to the garden. Someone had left a book on the table; its pages moved a little. "
@@ -39,7 +41,19 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
     for row, owner in enumerate(owners, 1):
         others = torch.tensor([query != owner for query in ids])
         rows.append((owner, *[float(table[others, i].mean()) for table in (rights, ps) for i in (0, row)]))
-    return pd.DataFrame(rows, columns=["query", "accuracy_before", "accuracy_after", "p_before", "p_after"])
+    return pd.DataFrame(rows, columns=OTHERS_COLUMNS)
+
+
+def neutral_text(model: HookedModel) -> str:
+    """NEUTRAL_TEXT, or as many of its first words as the model's context holds. ModelError if it holds none."""
+    words = NEUTRAL_TEXT.split(" ")
+    for count in range(len(words), 1, -1):
+        try:
+            to_tokens(model, " ".join(words[:count]))
+        except ModelError:
+            continue
+        return " ".join(words[:count])
+    raise ModelError(f"the model's context of {model.cfg.n_ctx} tokens does not hold two words of the neutral text")
 
 
 @torch.no_grad()
@@ -57,7 +71,7 @@ def neutral_loss(
             with scale(model, neurons, factor, positions="all"):
                 after = _loss(model, tokens)
         rows.append((query, before, after))
-    return pd.DataFrame(rows, columns=["query", "loss_before", "loss_after"])
+    return pd.DataFrame(rows, columns=LOSS_COLUMNS)
 
 
 def _loss(model: HookedModel, tokens: torch.Tensor) -> float:

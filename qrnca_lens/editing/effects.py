@@ -55,7 +55,8 @@ def edit_effects(
 ) -> pd.DataFrame:
     """Scale each query's own neurons, as each method gives them; one row a (method, factor, query) with COLUMNS.
 
-    `methods` maps a method's name to its neurons by query id. Only the last position is scaled. Probabilities are means
+    `queries` of a run are its `located.asked`, without those that failed. `methods` maps a method's name to its neurons by
+    query id. Only the last position is scaled. Probabilities are means
     over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the answer is the likeliest of
     the four letters). The unrelated query is drawn from another group with `seed` and the query's id, so that all methods
     and factors meet the same one. An empty set changes nothing. Every prompt runs once for all edits that concern it.

@@ -13,10 +13,10 @@ from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.localization import concentration_test, overlap_test
 from qrnca_lens.report import Section, write_page
-from qrnca_lens.store import write_json, write_text
+from qrnca_lens.store import write_record, write_text
 from qrnca_lens.study.reproduce import Reproduction, Results
 from qrnca_lens.study.statements import statements
-from qrnca_lens.study.tables import as_json, figure2a, table3, table4, table6, table7
+from qrnca_lens.study.tables import as_json, failed, figure2a, table3, table4, table6, table7
 
 _READING = (
     "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 %: bootstrap "
@@ -40,18 +40,14 @@ def write_report(study: Reproduction) -> Path:
             Section(f"Is a region real? {name}: concentration", "Larger than under shuffled labels?", concentration_frame),
         ]
     sections += [Section(key, "", figure) for key, figure in figures.items()]
-    record = as_json(study.results, study.about)
-    record["significance"] = {
-        name: {"overlap": first.to_dict("records"), "concentration": second.to_dict("records")}
-        for name, (first, second) in tests.items()
-    }
+    record = as_json(study.results, study.about, tests)
     record |= {f"figures/{key}": f"figures/{key}.json" for key in figures}
     folder = study.folder / "figures"
     folder.mkdir(exist_ok=True)
     for key, figure in figures.items():
         write_text(figure.to_json() or "", folder / f"{key}.json")
         write_page(folder / f"{key}.html", key, [Section(key, "", figure)])
-    write_json(record, study.folder / "results.json")
+    write_record(record, study.folder / "results.json")
     return write_page(study.folder / "report.html", f"QRNCA on {study.model}: the paper's tables and figures", sections)
 
 
@@ -88,7 +84,8 @@ def neuron_clusters(located: QRNeurons) -> NeuronClusters | None:
 
 
 def _tables(study: Reproduction) -> list[Section]:
-    results = study.results
+    results, lost = study.results, failed(study.results)
+    why = "They are left out of everything below."
     tokens = [Section(f"Table 5: promoted tokens, {name}", "", result.tokens) for name, result in results.items()]
     collateral = [
         section
@@ -99,6 +96,7 @@ def _tables(study: Reproduction) -> list[Section]:
         )
     ]
     return [
+        *([Section("Queries that failed", why, lost)] if len(lost) else []),
         Section("Which statements of the paper hold here", "", statements(results)),
         Section("Table 3: QR neurons a query", "", table3(results)),
         Section("Table 4: probability change ratio", "", table4(results)),

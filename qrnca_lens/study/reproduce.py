@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,27 @@ import pandas as pd
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.selection import qrnca
-from qrnca_lens.data import QuerySet, load_queries
-from qrnca_lens.editing.collateral import neutral_loss, other_queries
+from qrnca_lens.data import QuerySet
+from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
-from qrnca_lens.localization.projection import promoted_tokens
+from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
+from qrnca_lens.localization.projection import PROJECTION_COLUMNS, promoted_tokens
 from qrnca_lens.methods import Evidence, find_neurons, methods
-from qrnca_lens.models import HookedModel
+from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.pipeline import locate, progress_bar
+from qrnca_lens.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.prediction import predict_from_neurons
-from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
+from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, write_record, write_table
+from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable
 
-_RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A data set of the study: its queries, and the same questions in other shuffles (one may be enough)."""
-
-    name: str
-    queries: QuerySet
-    renderings: tuple[QuerySet, ...]
+_TOKEN_COLUMNS = [*PROJECTION_COLUMNS, "kind"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How much is measured beyond the paper's own tables, per group."""
+    """How much is measured beyond the paper's own tables, per group. ValueError for anything but whole numbers above 0."""
 
     extended: int = 5
     """Queries a group for the methods that the paper does not have."""
@@ -47,6 +41,12 @@ class Sample:
     """Edited queries a group whose effect on all other queries is measured."""
     permutations: int = 1000
     """Shuffles of the group labels in the significance tests."""
+
+    def __post_init__(self) -> None:
+        for name in (known.name for known in fields(self)):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"the sample's {name} must be a whole number above 0, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,6 @@ class Reproduction:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def subject(source: str, *, seed: int = 0, per_group: int | None = None) -> Subject:
-    """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries."""
-    name = f"atlas/{source}" if source in ("domains", "languages") else source
-    queries = load_queries(name, seed=seed)
-    if per_group is not None:
-        queries = queries.sample(per_group, seed)
-    chosen = {query.id for query in queries}
-    renderings = [queries]
-    if all(query.question for query in queries):
-        for other in range(1, _RENDERINGS):
-            again = load_queries(name, seed=seed + 1000 * other)
-            renderings.append(QuerySet(tuple(q for q in again if q.id in chosen), again.name))
-    return Subject(Path(source).stem, queries, tuple(renderings))
-
-
 def reproduce(
     model: HookedModel,
     subjects: Sequence[Subject],
@@ -99,9 +84,14 @@ def reproduce(
 ) -> Reproduction:
     """Measure everything for every subject and keep it in `out`; interrupted and called again it goes on.
 
-    Raises RunError for a folder that holds another study.
+    Queries that fail (see `locate`) are left out of every table and stand in `failed` of the results. Tables whose methods
+    are not those that are registered now are made anew. Raises ValueError, before anything is computed, for subjects that
+    cannot be measured (`check_subjects`); RunError for a folder that holds another study.
     """
-    config, sample, folder = config or QRNCAConfig(), sample or Sample(), Path(out)
+    check_hooked(model)
+    config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
+    sample, folder = sample or Sample(), Path(out)
+    check_subjects(model, subjects, config, seed)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
         "queries": {s.name: s.queries.fingerprint for s in subjects},
@@ -109,7 +99,7 @@ def reproduce(
         "sample": asdict(sample),
         "seed": seed,
     }
-    _claim(folder, about)
+    _claim(folder, about, check_site(model, None))
     began, results = time.monotonic(), {}
     with progress_bar(progress) as bar:
         task = bar.add_task("reproducing", total=7 * len(subjects))
@@ -127,37 +117,52 @@ class _Steps:
     folder: Path
     done: Callable[[str], None]
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The kept table, or a new one, which is then kept."""
+    def table(
+        self, name: str, columns: Collection[str], make: Callable[[], pd.DataFrame], methods: Collection[str] | None = None
+    ) -> pd.DataFrame:
+        """The kept table if it has these columns and is of these methods, else a new one, which is then kept."""
         path = self.folder / f"{name}.parquet"
-        if not path.is_file():
+        kept = read_table(path) if path.is_file() else None
+        if kept is None or not _serves(kept, columns, methods):
             write_table(make(), path)
+            kept = read_table(path)
         self.done(f"{self.folder.name}: {name}")
-        return read_table(path)
+        return kept
+
+
+def _serves(kept: pd.DataFrame, columns: Collection[str], methods: Collection[str] | None) -> bool:
+    return set(columns) <= set(kept.columns) and (methods is None or set(kept["method"]) == set(methods))
 
 
 def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConfig, sample: Sample, seed: int) -> Results:
     located = locate(model, item.queries, config, out=steps.folder / "located", progress=False)
     steps.done(f"{item.name}: located")
+    asked = located.asked
+    check_enough(item.name, asked, config, seed)
     known = methods()
-    evidence = Evidence(model, item.queries, located)
-    small = Evidence(model, item.queries.sample(sample.extended, seed), located)
-    edited = _edited(located, item.queries.sample(sample.collateral, seed))
+    evidence, small = Evidence(model, asked, located), Evidence(model, asked.sample(sample.extended, seed), located)
+    edited, text = _edited(located, asked.sample(sample.collateral, seed)), neutral_text(model)
 
-    def effects(of: Evidence, keys: Sequence[str]) -> pd.DataFrame:
-        return edit_effects(model, of.queries, {key: find_neurons(key, of) for key in keys}, seed=seed)
+    def effects(name: str, of: Evidence, keys: Sequence[str]) -> pd.DataFrame:
+        def make() -> pd.DataFrame:
+            return edit_effects(model, of.queries, {key: find_neurons(key, of) for key in keys}, seed=seed)
 
-    def collateral(measure: Callable[[float], pd.DataFrame]) -> pd.DataFrame:
-        return pd.concat([measure(f).assign(factor=f) for f in (SUPPRESS, BOOST)], ignore_index=True)
+        return steps.table(name, EFFECT_COLUMNS, make, keys)
+
+    def collateral(name: str, columns: Sequence[str], measure: Callable[[float], pd.DataFrame]) -> pd.DataFrame:
+        def make() -> pd.DataFrame:
+            return pd.concat([measure(f).assign(factor=f) for f in (SUPPRESS, BOOST)], ignore_index=True)
+
+        return steps.table(name, [*columns, "factor"], make)
 
     return Results(
         located,
-        steps.table("effects", lambda: effects(evidence, [key for key, m in known.items() if m.in_paper])),
-        steps.table("extended", lambda: effects(small, ["qrnca", *[key for key, m in known.items() if not m.in_paper]])),
-        steps.table("others", lambda: collateral(lambda f: other_queries(model, item.queries, edited, f))),
-        steps.table("loss", lambda: collateral(lambda f: neutral_loss(model, edited, f))),
-        steps.table("tokens", lambda: _tokens(model, located)),
-        steps.table("prediction", lambda: _prediction(model, item, located, seed)),
+        effects("effects", evidence, [key for key, m in known.items() if m.in_paper]),
+        effects("extended", small, ["qrnca", *[key for key, m in known.items() if not m.in_paper]]),
+        collateral("others", OTHERS_COLUMNS, lambda f: other_queries(model, asked, edited, f)),
+        collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f, text)),
+        steps.table("tokens", _TOKEN_COLUMNS, lambda: _tokens(model, located)),
+        steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, seed)),
     )
 
 
@@ -172,25 +177,35 @@ def _tokens(model: HookedModel, located: QRNeurons) -> pd.DataFrame:
         "QR": NeuronSet.of(*located.top(10)[["layer", "neuron"]].itertuples(index=False, name=None)),
     }
     parts = [promoted_tokens(model, neurons, k=8).assign(kind=kind) for kind, neurons in kinds.items() if len(neurons)]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_TOKEN_COLUMNS)
 
 
 def _prediction(model: HookedModel, item: Subject, located: QRNeurons, seed: int) -> pd.DataFrame:
-    detection, evaluation = item.queries.split(0.5, seed)
+    """Groups with too few queries left after those that failed are left out."""
+    counts = located.queries["group"].value_counts()
+    detection, evaluation = located.asked.for_group(*counts.index[counts >= MEASURABLE]).split(0.5, seed)
     ids = {query.id for query in detection}
-    renderings = [QuerySet(tuple(q for q in queries if q.id in ids), queries.name) for queries in item.renderings]
+    renderings = [readable(model, queries.keep(ids)) for queries in item.renderings]
     return predict_from_neurons(model, renderings, evaluation, located.restrict(ids), seed=seed)
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Make the folder this study's, or refuse it."""
+def _claim(folder: Path, about: dict[str, Any], default_site: str) -> None:
+    """Make the folder this study's, or refuse it. In a study of format 1 a site of null is the model's default."""
     path = folder / "study.json"
     if path.is_file():
-        changed = differences(about, read_json(path))
+        record = read_record(path)
+        theirs = {name: value for name, value in record.items() if name != "format"}
+        config = field_of(dict[str, Any], record, "config", path)
+        if record["format"] == 1 and config.get("site", "") is None:
+            theirs["config"] = {**config, "site": default_site}
+        changed = differences(about, theirs)
         if changed:
             raise RunError(f"{folder} holds another study; choose another folder. What differs:\n  " + "\n  ".join(changed))
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # a process that is killed while it writes the record leaves a hidden part of it
+    if folder.is_file() or (
+        folder.is_dir() and any(not there.name.startswith(".study.json.") for there in folder.iterdir())
+    ):
         raise RunError(f"{folder} holds other files; choose an empty folder for the study")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(about, path)
+    write_record(about, path)

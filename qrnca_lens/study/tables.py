@@ -19,6 +19,13 @@ from qrnca_lens.study.reproduce import Results
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
 Measured = Mapping[str, Results]
+Tests = tuple[pd.DataFrame, pd.DataFrame]
+
+
+def method_name(key: str) -> str:
+    """The name of a method in tables; its key, if it was registered when it was measured and is not now."""
+    known = methods()
+    return known[key].name if key in known else key
 
 
 def table3(results: Measured) -> pd.DataFrame:
@@ -40,7 +47,7 @@ def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
         ours = f"{pcr.pcr:.1f} [{pcr.ci[0]:.1f}, {pcr.ci[1]:.1f}]" if pcr.pcr is not None and pcr.ci else _untold(pcr)
         rows.append(
             {
-                "method": methods()[method].name,
+                "method": method_name(method),
                 "data set": name,
                 "direction": direction,
                 "PCR": ours,
@@ -77,7 +84,7 @@ def table6(results: Measured, *, extended: bool = False) -> pd.DataFrame:
                 flips = edit_success(part, boost=direction == "boost")
                 rows.append(
                     {
-                        "method": methods()[method].name,
+                        "method": method_name(method),
                         "data set": name,
                         "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
                         "flipped": f"{flips.count} / {flips.of}",
@@ -112,8 +119,11 @@ def figure2a(results: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["data set", "lowest", "mean", "highest", "paper lowest", "paper highest"])
 
 
-def as_json(results: Measured, about: dict[str, Any]) -> dict[str, Any]:
-    """Everything as one machine-readable record: table3 to table7, figure2a to figure5, with intervals and counts."""
+def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]) -> dict[str, Any]:
+    """Everything as one machine-readable record: table3 to table7, figure2a, with intervals and counts; NaN is None.
+
+    `tests`: the permutation tests of overlap and concentration by data set.
+    """
     table4_json: dict[str, dict[str, dict[str, Any]]] = {}
     for extended in (True, False):
         for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
@@ -127,8 +137,20 @@ def as_json(results: Measured, about: dict[str, Any]) -> dict[str, Any]:
         "table7": table7(results),
         "figure2a": figure2a(results),
         "collateral": pd.concat([_by_set(results, "others"), _by_set(results, "loss")], ignore_index=True),
+        "failed": failed(results),
     }
-    return {"about": about, "table4": table4_json, **{key: _records(frame) for key, frame in frames.items()}}
+    significance = {
+        name: {"overlap": first.to_dict("records"), "concentration": second.to_dict("records")}
+        for name, (first, second) in tests.items()
+    }
+    records = {key: frame.to_dict("records") for key, frame in frames.items()}
+    return _plain({"about": about, "table4": table4_json, **records, "significance": significance})
+
+
+def failed(results: Measured) -> pd.DataFrame:
+    """The queries that failed: query, group, prompt, reason, data set."""
+    parts = [result.located.failed.assign(**{"data set": name}) for name, result in results.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _by_set(results: Measured, name: str) -> pd.DataFrame:
@@ -136,11 +158,13 @@ def _by_set(results: Measured, name: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in frame.to_dict("records")
-    ]
+def _plain(value: Any) -> Any:
+    """`value` for strict JSON: what is not a finite number becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _paper(table: Mapping[tuple[str, str], tuple[float, float]], method: str, name: str, direction: str) -> float | None:

@@ -1,0 +1,117 @@
+"""The data sets of a study, and whether everything can be measured on them; asked before anything is computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qrnca_lens.clustering import QRNCAConfig
+from qrnca_lens.clustering.refine import check_enough_queries
+from qrnca_lens.data import Query, QuerySet, load_queries
+from qrnca_lens.editing.collateral import neutral_text
+from qrnca_lens.models import HookedModel, ModelError, to_tokens
+from qrnca_lens.pipeline import check_enough_left, check_prompts, without
+
+_RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
+_TAKEN = ("figures", "study.json", "results.json", "report.html")
+MEASURABLE = 3
+"""The fewest queries of a group: split in halves, two are left for the probe's cross-validation and one for its test."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A data set of the study: its queries, and the same questions in other shuffles (one may be enough)."""
+
+    name: str
+    queries: QuerySet
+    renderings: tuple[QuerySet, ...]
+
+
+def subject(source: str, *, seed: int = 0, per_group: int | None = None) -> Subject:
+    """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries."""
+    name = f"atlas/{source}" if source in ("domains", "languages") else source
+    queries = load_queries(name, seed=seed)
+    if per_group is not None:
+        queries = queries.sample(per_group, seed)
+    chosen = {query.id for query in queries}
+    renderings = [queries]
+    if all(query.question for query in queries):
+        for other in range(1, _RENDERINGS):
+            again = load_queries(name, seed=seed + 1000 * other)
+            renderings.append(QuerySet(tuple(q for q in again if q.id in chosen), again.name))
+    return Subject(Path(source).stem, queries, tuple(renderings))
+
+
+def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNCAConfig, seed: int) -> None:
+    """ValueError that names the subject, what it lacks and the remedy; ModelError for a model that cannot be used for it.
+
+    A subject needs a name of its own that can be a folder's; two groups; in each group 3 queries, and 2 right letters in the
+    half that the neuron-based prediction is fitted on; in that half enough queries for `common_share`; and prompts in a
+    rendering that the model can take. Queries whose prompts the model cannot take do not count.
+    """
+    neutral_text(model)
+    if not subjects:
+        raise ValueError("no subject to reproduce; give at least one, such as subject('domains')")
+    for name, count in Counter(item.name.casefold() for item in subjects).items():
+        if count > 1:
+            raise ValueError(
+                f"{count} subjects are called {name!r}; rename one, or its file, as each has a folder of its own"
+            )
+        if name in _TAKEN or name != Path(name).name or name.startswith(".") or not name.strip():
+            raise ValueError(f"a subject cannot be called {name!r}, as its folder could not; rename it, or its file")
+    for item in subjects:
+        failed = check_prompts(model, item.queries).failed
+        check_enough_left(item.queries, failed, config)
+        queries = without(item.queries, failed)
+        check_enough(item.name, queries, config, seed)
+        detection = queries.split(0.5, seed)[0]
+        fitted = [query for rendering in item.renderings for query in readable(model, rendering)]
+        missing = {query.id for query in queries} - {query.id for query in fitted}
+        if missing:
+            raise ValueError(
+                f"subject {item.name!r}: no rendering has query {min(missing)!r} with prompts that the model takes"
+            )
+        ids = {query.id for query in detection}
+        for group in queries.groups:
+            asked = sum(query.group == group for query in queries)
+            if asked < MEASURABLE:
+                raise ValueError(
+                    f"subject {item.name!r}: group {group!r} has {asked} queries that the model can take; give at least "
+                    f"{MEASURABLE}, as they are split in halves, or leave the group out"
+                )
+            letters = {p.letter for query in fitted if query.id in ids and query.group == group for p in query.prompts}
+            if len(letters) < 2:
+                raise ValueError(
+                    f"subject {item.name!r}: the right letter is {min(letters)} in all prompts of group {group!r} that the "
+                    "prediction is fitted on; give more queries, or options in a random order"
+                )
+
+
+def check_enough(name: str, queries: QuerySet, config: QRNCAConfig, seed: int) -> None:
+    """ValueError for a single group, and for fewer queries than `common_share` asks for in the half that is fitted on."""
+    if len(queries.groups) < 2:
+        raise ValueError(
+            f"subject {name!r}: unrelated queries come from other groups; give queries of at least two groups, not of "
+            f"{', '.join(queries.groups)} alone"
+        )
+    try:
+        check_enough_queries(len(queries), config.common_share)
+        check_enough_queries(len(queries.split(0.5, seed)[0]), config.common_share)
+    except ValueError as error:
+        raise ValueError(
+            f"subject {name!r} has {len(queries)} queries, split in halves for the prediction: {error}"
+        ) from None
+
+
+def readable(model: HookedModel, queries: QuerySet) -> QuerySet:
+    """The queries whose prompts all fit the model."""
+
+    def fits(query: Query) -> bool:
+        try:
+            return all(len(to_tokens(model, prompt.text)) for prompt in query.prompts)
+        except ModelError:
+            return False
+
+    return queries.keep(query.id for query in queries if fits(query))

@@ -1,0 +1,304 @@
+"""The run folder of `locate`: it survives interruption, grows, and is refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from runs import CONFIG, failing, same
+
+from qrnca_lens import pipeline
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.data import QuerySet, save_queries
+from qrnca_lens.models import option_tokens
+from qrnca_lens.pipeline import locate
+from qrnca_lens.store import RunError, write_table
+
+
+def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path) -> None:
+    short_queries = short_queries.sample(4, seed=7)
+    found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "run", progress=False)
+    plain = locate(model_of("llama"), short_queries, CONFIG, progress=False)
+    again = QRNeurons.load(tmp_path / "run")
+    assert found.table.equals(plain.table)
+    assert again.table.equals(plain.table)
+    assert again.clusters.equals(plain.clusters)
+    assert again.queries.equals(plain.queries)
+    assert again.about["queries"]["sha256"] == short_queries.fingerprint
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["made"] == ["sample per_group=4 seed=7"]
+    decided = [option_tokens(model_of("llama"), prompt.text) for query in short_queries for prompt in query.prompts]
+    assert sum(form["prompts"] for form in manifest["letters"]) == len(decided) == 36
+    for form in manifest["letters"]:
+        alike = [options for options in decided if list(options.ids) == form["ids"]]
+        assert (form["letters"], form["leading_space"]) == (list("ABCD"), alike[0].leading_space)
+        assert form["prompts"] == len(alike)
+        assert form["mean_mass"] == pytest.approx(sum(options.mass for options in alike) / len(alike))
+        assert form["lowest_mass"] == min(options.mass for options in alike)
+    assert manifest["versions"]["torch"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "asked.json",
+        "clusters.parquet",
+        "common_neurons.parquet",
+        "header.json",
+        "manifest.json",
+        "qr_neurons.parquet",
+        "queries.parquet",
+    ]
+
+
+def test_a_finished_run_is_not_computed_again(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    monkeypatch.setattr(pipeline, "attribute", None)
+    assert locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False).table.equals(found.table)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = pipeline.attribute, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if len(calls) == 16:
+            raise KeyboardInterrupt
+        calls.append(args[1])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "attribute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    assert not (tmp_path / "header.json").exists()
+    with pytest.raises(RunError, match="not a finished run folder"):
+        QRNeurons.load(tmp_path)
+    first = list(calls)
+    calls.clear()
+    monkeypatch.setattr(pipeline, "attribute", lambda *a, **k: (calls.append(a[1]), real(*a, **k))[1])
+    resumed = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    assert len(calls) == 36 - 15  # 15 = the prompts of five whole queries; the sixth was cut short
+    assert set(first[:15]).isdisjoint(calls)
+    assert resumed.table.equals(locate(model_of("llama"), short_queries, CONFIG, progress=False).table)
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    model_of: Callable[[str], Any], folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path
+) -> None:
+    save_queries(short_queries, tmp_path / "short.jsonl")
+    code = (
+        "import sys, time, qrnca_lens as ql, qrnca_lens.pipeline as p, qrnca_lens.run_folder as f\n"
+        "f._FLUSH_SECONDS = 0.0\n"
+        "real = p.attribute\n"
+        "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
+        "model, queries = ql.load_model(sys.argv[1], device='cpu'), ql.load_queries(sys.argv[2])\n"
+        "ql.locate(model, queries, ql.QRNCAConfig(steps=3), out=sys.argv[3], progress=False)\n"
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", code, str(folder_of("llama")), str(tmp_path / "short.jsonl"), str(out)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("parts/queries-*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "header.json").exists()
+    assert len(list(out.glob("parts/queries-*.parquet"))) >= 3
+    resumed = locate(model_of("llama"), replace(short_queries, name="short"), CONFIG, out=out, progress=False)
+    # another process may use another number of threads, which changes the last digit of a sum
+    pd.testing.assert_frame_equal(resumed.table, locate(model_of("llama"), short_queries, CONFIG, progress=False).table)
+
+
+def test_a_run_goes_on_with_fewer_or_more_queries(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = model_of("llama"), [q.id for q in short_queries]
+    with monkeypatch.context() as patched:
+        failing(patched, short_queries["q6"].prompts[0].text, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    asked = failing(monkeypatch, "none of them")
+
+    def check(chosen: list[str], computed: list[str]) -> None:
+        queries = QuerySet(tuple(short_queries[key] for key in chosen), "short")
+        found = locate(model, queries, CONFIG, out=tmp_path, progress=False)
+        assert asked == [p.text for key in computed for p in short_queries[key].prompts]
+        same(found, locate(model, queries, CONFIG, progress=False))
+        assert found.about["queries"]["sha256"] == queries.fingerprint
+        asked.clear()
+
+    fewer = ["q1", "q2", "q3", "q4", "q5", "q6", "q7"]  # q0 is done and not asked for
+    check(fewer, ["q6", "q7"])
+    same(QRNeurons.load(tmp_path), locate(model, short_queries.keep(fewer), CONFIG, progress=False))
+    asked.clear()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    check(["q7", "q2", "q3", "q4"], [])  # a finished run, some of its queries, in another order
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    check(ids, ids[8:])  # q0 was not lost
+    assert not (tmp_path / "parts").exists()
+    assert list(json.loads((tmp_path / "manifest.json").read_text())["queries"]) == ids
+    other = replace(short_queries["q3"], group="g1")
+    changed = QuerySet(tuple(other if q.id == "q3" else q for q in short_queries), "short")
+    with pytest.raises(RunError, match=r"another run.*\n  query 'q3': other prompts, letters or group here"):
+        locate(model, changed, CONFIG, out=tmp_path, progress=False)
+
+
+def test_a_finished_run_that_is_cut_off_while_it_grows_goes_on(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    locate(model, QuerySet(short_queries.queries[:6]), CONFIG, out=tmp_path, progress=False)
+    with monkeypatch.context() as patched:
+        failing(patched, short_queries["q8"].prompts[0].text, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    with pytest.raises(RunError, match="not a finished run"):
+        QRNeurons.load(tmp_path)
+    asked = failing(monkeypatch, "none of them")
+    found = locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    assert len(asked) == 12
+    same(found, locate(model, short_queries, CONFIG, progress=False))
+
+
+def test_the_site_is_stored_as_it_was_scaled(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family, site in (("llama", "up"), ("gpt2", "post")):
+        out = tmp_path / family
+        found = locate(model_of(family), short_queries, CONFIG, out=out, progress=False)
+        for name in ("manifest.json", "header.json"):
+            assert json.loads((out / name).read_text())["config"]["site"] == site
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline, "attribute", None)
+            again = locate(model_of(family), short_queries, replace(CONFIG, site=site), out=out, progress=False)
+        same(again, found)
+    with pytest.raises(RunError, match=r"config\.site: gate here, up in the folder"):
+        locate(model_of("llama"), short_queries, replace(CONFIG, site="gate"), out=tmp_path / "llama", progress=False)
+
+
+def as_format_1(folder: Path, queries: QuerySet) -> None:
+    """Rewrite the records as they were before they carried a format."""
+    whole = {"count": len(queries), "sha256": queries.fingerprint}
+    for name in ("manifest.json", "header.json"):
+        if (folder / name).exists():
+            record = json.loads((folder / name).read_text())
+            del record["format"]
+            record["config"]["site"] = None
+            if name == "manifest.json":
+                record["queries"] = whole
+            else:
+                del record["failed"]
+            (folder / name).write_text(json.dumps(record))
+
+
+def test_folders_of_format_1_are_read_and_go_on(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, part = model_of("llama"), QuerySet(short_queries.queries[:5])
+    found = locate(model, short_queries, CONFIG, out=tmp_path / "whole", progress=False)
+    as_format_1(tmp_path / "whole", short_queries)
+    assert QRNeurons.load(tmp_path / "whole").table.equals(found.table)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "attribute", None)
+        same(locate(model, short_queries, replace(CONFIG, site="up"), out=tmp_path / "whole", progress=False), found)
+        assert len(locate(model, part, CONFIG, out=tmp_path / "whole", progress=False).queries) == 5
+    with monkeypatch.context() as patched:
+        failing(patched, short_queries["q8"].prompts[0].text, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate(model, short_queries, CONFIG, out=tmp_path / "cut", progress=False)
+    as_format_1(tmp_path / "cut", short_queries)
+    with pytest.raises(RunError, match=r"queries\.count: 5 here, 12 in the folder"):
+        locate(model, part, CONFIG, out=tmp_path / "cut", progress=False)
+    asked = failing(monkeypatch, "none of them")
+    same(locate(model, short_queries, CONFIG, out=tmp_path / "cut", progress=False), found)
+    assert len(asked) == 12
+    assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["format"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("header.json", {"format": 3}, r"header\.json: format 3, which another version .* Upgrade qrnca_lens"),
+        ("header.json", {"format": "2"}, r"header\.json: format: expected a whole number, found a text"),
+        ("header.json", {"config": {"depth": 1}}, r"header\.json: config: unknown field 'depth'"),
+        ("header.json", {"config": {"steps": ...}}, r"header\.json: config: missing field 'steps'"),
+        ("header.json", {"config": {"steps": "16"}}, r"header\.json: config, steps: expected a whole number, found a text"),
+        ("header.json", {"config": {"steps": True}}, r"config, steps: expected a whole number, found True"),
+        (
+            "header.json",
+            {"config": {"site": "down"}},
+            r"config, site: expected 'up' or 'gate' or 'pre' or 'post', found a text",
+        ),
+        ("header.json", {"config": {"threshold": 2.0}}, r"header\.json: config: threshold must lie in"),
+        ("header.json", {"config": [1]}, r"header\.json: config: expected an object, found a list"),
+        ("header.json", {"config": ...}, r"header\.json: field 'config' is missing"),
+        (
+            "header.json",
+            {"model": {"n_layers": None}},
+            r"header\.json: model, n_layers: expected a whole number, found null",
+        ),
+        ("header.json", {"about": 1}, r"header\.json: about: expected an object, found a whole number"),
+        ("header.json", {"failed": [{"query": "q"}]}, r"header\.json: failed\[0\]: missing field 'group'"),
+        ("asked.json", {"queries": [{"id": 1}]}, r"asked\.json, queries\[0\]: missing field 'answer'"),
+        ("asked.json", {"made": "sample"}, r"asked\.json, made: expected a list, found a text"),
+        ("asked.json", {"name": ...}, r"asked\.json: missing field 'name'"),
+        ("manifest.json", {"format": 9}, r"manifest\.json: format 9"),
+        ("manifest.json", {"queries": {"q0": 1}}, r"manifest\.json: queries, q0: expected a text, found a whole number"),
+        ("manifest.json", {"model": ...}, r"manifest\.json: field 'model' is missing"),
+    ],
+)
+def test_damaged_records_are_named(
+    name: str, change: dict[str, Any], message: str, run: tuple[Any, QRNeurons], tmp_path: Path
+) -> None:
+    model, located = run
+    located.save(tmp_path / "run")
+    folder, record = tmp_path / "run", {}
+    if name == "manifest.json":
+        identity = {"config": asdict(located.config), "model": asdict(located.model), "queries": {}}
+        record = {"format": 2, **identity, "versions": {}}
+    else:
+        record = json.loads((folder / name).read_text())
+    for key, value in change.items():
+        inner = {**record[key], **value} if isinstance(value, dict) and key != "queries" else value
+        record[key] = {k: v for k, v in inner.items() if v is not ...} if isinstance(inner, dict) else inner
+    (folder / name).write_text(json.dumps({k: v for k, v in record.items() if v is not ...}))
+    with pytest.raises(RunError, match=message):
+        if name == "manifest.json":
+            locate(model, located.asked, located.config, out=folder, progress=False)
+        QRNeurons.load(folder)
+
+
+def test_another_run_is_refused_with_the_difference(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
+) -> None:
+    locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    before = (tmp_path / "manifest.json").read_text()
+    with pytest.raises(RunError, match=r"holds another run.*\n  config\.steps: 4 here, 3 in the folder"):
+        locate(model_of("llama"), short_queries, QRNCAConfig(steps=4), out=tmp_path, progress=False)
+    with pytest.raises(RunError, match=r"model\.fingerprint"):
+        locate(model_of("mistral"), short_queries, CONFIG, out=tmp_path, progress=False)
+    assert (tmp_path / "manifest.json").read_text() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds other files"):
+        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "other", progress=False)
+
+
+def test_tables_that_do_not_fit_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
+    located = run[1]
+    located.save(tmp_path / "run")
+    write_table(located.queries.drop(columns="gap"), tmp_path / "run" / "queries.parquet")
+    with pytest.raises(RunError, match=r"queries\.parquet: column 'gap' is missing"):
+        QRNeurons.load(tmp_path / "run")
+    write_table(located.queries.iloc[1:], tmp_path / "run" / "queries.parquet")
+    with pytest.raises(RunError, match="name different queries"):
+        QRNeurons.load(tmp_path / "run")
