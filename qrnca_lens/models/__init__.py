@@ -1,12 +1,14 @@
 """Hooked models: loading them, their sites, their tokens, and the shipped model."""
 
-from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel, check_hooked, is_hooked_transformer
+from qrnca_lens.models.errors import BusyModelError, ModelError
+from qrnca_lens.models.hooked import Hook, HookedModel, check_hooked, exclusive, is_hooked_transformer, with_hooks
 from qrnca_lens.models.loading import load_model
 from qrnca_lens.models.sites import Site, check_site, mlp_width, site_hook, sites_of
 from qrnca_lens.models.tokens import OptionTokens, device_of, option_tokens, target_id, to_tokens
 
 __all__ = [
+    "BusyModelError",
+    "Hook",
     "HookedModel",
     "ModelError",
     "OptionTokens",
@@ -14,6 +16,7 @@ __all__ = [
     "check_hooked",
     "check_site",
     "device_of",
+    "exclusive",
     "is_hooked_transformer",
     "load_model",
     "mlp_width",
@@ -22,4 +25,5 @@ __all__ = [
     "sites_of",
     "target_id",
     "to_tokens",
+    "with_hooks",
 ]
