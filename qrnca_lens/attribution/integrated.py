@@ -11,7 +11,17 @@ from qrnca_lens.attribution.path import Objective, PathIntegral, PathTask, proba
 from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
+from qrnca_lens.models import (
+    HookedModel,
+    Site,
+    check_hooked,
+    check_site,
+    exclusive,
+    is_hooked_transformer,
+    target_id,
+    to_tokens,
+)
+from qrnca_lens.models.finite import where_numbers_cease
 
 
 class AttributionError(RuntimeError):
@@ -38,7 +48,7 @@ def attribute(
     shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own probability), else on
     the plain path with a SlowPathWarning; bridges always take the plain path. Raises ModelError for a target that is not
     one token, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule or number
-    of steps that is none; AttributionError for NaN or infinite scores.
+    of steps that is none; AttributionError for NaN or infinite scores; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
     token = target_id(model, target)
@@ -54,10 +64,15 @@ def integrate_objective(
     """`attribute` for any differentiable function of the last position's logits; scores in the objective's unit."""
     check_hooked(model)
     nodes = quadrature(rule, steps).with_ends()
-    path = _integrate(PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes))
+    task = PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes)
+    with exclusive(model):
+        path = _integrate(task)
     bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
     if bad:
-        raise AttributionError(f"layer {bad[0]}: NaN or infinite scores for the prompt {prompt[-80:]!r}")
+        # gradients flow backwards: NaN in one layer's gradient makes that of all earlier layers NaN
+        what = f"NaN or infinite scores for the prompt {prompt[-80:]!r}"
+        place = where_numbers_cease(model, task.tokens)
+        raise AttributionError(f"{what}: {place}" if place else f"layer {bad[-1]}: {what}; its logits are numbers")
     return path
 
 
