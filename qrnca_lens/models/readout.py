@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from transformer_lens.utilities import apply_softcap
 
 from qrnca_lens.models.errors import ModelError
+from qrnca_lens.models.finite import check_logits
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
 from qrnca_lens.models.norms import Vectors, norm_parts
 from qrnca_lens.models.sites import (
@@ -57,6 +58,8 @@ class Readout:
             raise ModelError(f"{model.cfg.model_name} has no {missing[0]}, so what its neurons write cannot be checked")
         self._kept = {name: cache[name][:, -1] for name in names}
         self.logits: Float[torch.Tensor, "prompt token"] = logits[:, -1]
+        for ids, row in zip(tokens, self.logits, strict=True):
+            check_logits(model, str(model.tokenizer.decode(ids)), ids, row)
         for layer in layers:
             self._check_block(layer)
         self._check_end()
