@@ -103,7 +103,7 @@ def test_the_end_of_the_model_is_read_as_the_model_reads_it(family: str, model_o
     for size in (1e-3, 1.0, 100.0):  # the epsilon of the norm counts in small vectors
         vectors = size * torch.randn(5, 32, generator=generator)
         theirs = model.ln_final(vectors[:, None])[:, 0]
-        assert torch.allclose(norm_parts(model.ln_final, vectors)(vectors), theirs, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(norm_parts(model, model.ln_final, vectors)(vectors), theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2"])

@@ -78,7 +78,7 @@ def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tu
         mlp, norm = model.blocks[layer].mlp, norm_before_mlp(model, layer)
         if norm is None or norm_after_mlp(model, layer) is not None:
             raise _no_plain_sum(model, layer)
-        known = norm_parts(norm, mlp.W_in.T)
+        known = norm_parts(model, norm, mlp.W_in.T)
         through = known.held_at(parts.sum(0, keepdim=True))(parts)
         for site in _inputs(model):
             weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()

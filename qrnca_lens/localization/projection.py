@@ -43,9 +43,8 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     known = min(len(model.tokenizer), model.unembed.W_U.shape[1])
     if not 1 <= k <= known:
         raise ValueError(f"k must lie in 1 to {known} (the vocabulary), not {k}")
-    with exclusive(model):
-        rows = torch.stack([_written(model, neuron) for neuron in chosen])
-        found = [_extremes(linear_logits(model, part, slice(known)), k) for part in rows.split(_BATCH)]
+    rows = torch.stack([_written(model, neuron) for neuron in chosen])
+    found = [_extremes(linear_logits(model, part, slice(known)), k) for part in rows.split(_BATCH)]
     values, ids = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
     shown: dict[int, str] = {i: _spelled(model.tokenizer, i) for row in ids for i in row}
     made = [
@@ -85,7 +84,7 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
 def _written(model: HookedModel, neuron: Neuron) -> torch.Tensor:
     """The direction that the neuron adds to the residual stream when its activation is positive, float32."""
     row, norm = model.blocks[neuron.layer].mlp.W_out[neuron.index], norm_after_mlp(model, neuron.layer)
-    return norm_parts(norm, row).held_at(row[None])(row[None])[0] if norm else row.float()
+    return norm_parts(model, norm, row).held_at(row[None])(row[None])[0] if norm else row.float()
 
 
 def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from qrnca_lens.models.hooked import HookedModel, exclusive
+
 Vectors = Float[torch.Tensor, "row d_model"]
 _LARGE, _SMALL = 2.0**10, 2.0**-13  # an epsilon is nothing beside the one and is seen beside the other
 
@@ -49,13 +51,14 @@ class Norm:
 
 
 @torch.no_grad()
-def norm_parts(module: Any, like: torch.Tensor) -> Norm:
-    """The parts of a model's norm, for vectors [..., d_model] with the dtype and on the device of `like`."""
+def norm_parts(model: HookedModel, module: Any, like: torch.Tensor) -> Norm:
+    """The parts of one of the model's norms, for vectors [..., d_model] with the dtype and on the device of `like`."""
     ones = torch.ones(1, like.shape[-1], dtype=like.dtype, device=like.device)
     signs = ones.clone()
     signs[:, 1::2] = -1
     probes = torch.cat([_LARGE * signs, -_LARGE * signs, _SMALL * signs, _LARGE * ones, 0 * ones])
-    up, down, small, flat, bias = module(probes[:, None])[:, 0].float()
+    with exclusive(model):  # a norm has hook points, at which another thread may be reading
+        up, down, small, flat, bias = module(probes[:, None])[:, 0].float()
     centred = torch.allclose(flat, bias)
     unit = signs[0].float()
     unit = unit - unit.mean() if centred else unit

@@ -85,7 +85,7 @@ class Readout:
         """
         norm = norm_after_mlp(self._model, layer)
         if norm is not None:
-            shares = norm_parts(norm, self._kept[self._final]).held_at(self._whole(layer))(shares)
+            shares = norm_parts(self._model, norm, self._kept[self._final]).held_at(self._whole(layer))(shares)
         return shares.float() * residual_factor(self._model, layer)
 
     def _whole(self, layer: int) -> Float[torch.Tensor, "prompt d_model"]:
@@ -97,7 +97,7 @@ class Readout:
     @torch.no_grad()
     def _check_block(self, layer: int) -> None:
         norm, whole = norm_after_mlp(self._model, layer), self._whole(layer)
-        told = norm_parts(norm, self._kept[self._final])(whole) if norm is not None else whole
+        told = norm_parts(self._model, norm, self._kept[self._final])(whole) if norm is not None else whole
         told = told * residual_factor(self._model, layer)
         sums = [self._kept[in_block(layer, name)].float() for name in _before_mlp(self._model, layer)]
         kept = self._kept[in_block(layer, MLP_OUT)].float()
@@ -131,8 +131,9 @@ def _close(found: torch.Tensor, wanted: torch.Tensor, model: HookedModel, roundi
 @torch.no_grad()
 def logits_of(model: HookedModel, resid: Vectors) -> Float[torch.Tensor, "row token"]:
     """The logits of residual streams, read as at the end of the model."""
-    normed = norm_parts(model.ln_final, model.unembed.W_U.T)(resid)
-    bias = model.unembed(torch.zeros_like(model.unembed.W_U.T[:1])[None])[0, 0]
+    normed = norm_parts(model, model.ln_final, model.unembed.W_U.T)(resid)
+    with exclusive(model):
+        bias = model.unembed(torch.zeros_like(model.unembed.W_U.T[:1])[None])[0, 0]
     return _transform(model, _unembedded(normed, model.unembed.W_U) + bias.float())
 
 
@@ -144,7 +145,7 @@ def linear_logits(
 
     The final norm's scale is held at that of `held_at` [1, d_model]; without it, it is each vector's own.
     """
-    norm, columns = norm_parts(model.ln_final, model.unembed.W_U.T), model.unembed.W_U[:, tokens]
+    norm, columns = norm_parts(model, model.ln_final, model.unembed.W_U.T), model.unembed.W_U[:, tokens]
     slope = torch.func.grad(lambda logit: _transform(model, logit))(columns.new_zeros((), dtype=torch.float32))
     return _unembedded(norm.held_at(resid if held_at is None else held_at)(resid), columns) * slope
 

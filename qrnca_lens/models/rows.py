@@ -77,14 +77,11 @@ def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | N
 
     @wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        if hooked is not None:
-            ends.tokens = _tokens_of(hooked, given.arguments)
-        else:
-            ends.tokens = given.arguments.get("input_ids")
-        ends.mask = given.arguments.get("attention_mask")
+        given = signature.bind(*args, **kwargs).arguments
+        ends.tokens = given.get("input_ids") if hooked is None else _tokens_of(hooked, given)
+        ends.mask = given.get("attention_mask")
         try:
-            return forward(*given.args, **given.kwargs)
+            return forward(*args, **kwargs)
         finally:
             ends.tokens = ends.mask = None
 
@@ -92,13 +89,14 @@ def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | N
 
 
 def _tokens_of(model: HookedModel, given: dict[str, Any]) -> torch.Tensor | None:
-    """The tokens [row, position] of a HookedTransformer's pass, which take the place of a text in `given`."""
+    """The tokens [row, position] of a HookedTransformer's pass; None for residual streams without them."""
     if given.get("start_at_layer") is not None:
         return given.get("tokens")
-    if isinstance(given["input"], str | list):
+    tokens = given["input"]
+    if isinstance(tokens, str | list):
         chosen = {name: given[name] for name in ("prepend_bos", "padding_side") if name in given}
-        given["input"] = model.to_tokens(given["input"], **chosen)
-    return given["input"] if given["input"].dim() > 1 else given["input"][None]
+        tokens = model.to_tokens(tokens, **chosen)
+    return tokens if tokens.dim() > 1 else tokens[None]
 
 
 def _generating(generate: Callable[..., Any], ends: RowEnds) -> Callable[..., Any]:
