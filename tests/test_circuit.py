@@ -31,7 +31,6 @@ FAMILIES = (
     "llama-bias",
     "mpt",
     "granite",
-    "cohere",
 )
 TEXT = "What is a blood group?\nOptions:\nA) O\nB) A\nC) B\nD) AB\nAnswer:"
 

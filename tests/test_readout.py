@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from qrnca_lens.attribution.baselines import score
 from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.explore.contributions import direct_writes
-from qrnca_lens.models import Hook, ModelError, load_model, option_tokens, to_tokens
+from qrnca_lens.models import Hook, HookedModel, ModelError, load_model, option_tokens, to_tokens
 from qrnca_lens.models.norms import norm_parts
 from qrnca_lens.models.readout import Readout, logits_of
 from qrnca_lens.neurons import NeuronSet
@@ -24,6 +25,13 @@ AFTER_MLP = {"gemma2": "ln2_post", "gemma3": "ln2_post", "glm4": "ln2_post", "ol
 FAMILIES = ["llama", "gemma", "granite", "cohere", *AFTER_MLP]
 OTHERS = ["gpt2", "gpt-neox", "opt", "phi", "mpt", "qwen3", "llama-bias"]
 PROMPT = Prompt("Question: which letter is right?\nAnswer:", "B")
+
+
+@pytest.fixture(scope="module")
+def read_of(model_of: Callable[[str], Any], folder_of: Callable[[str], Path]) -> Callable[[str], HookedModel]:
+    """A tiny model; a bridge as TransformerLens makes it for Cohere, whose bridge is not transformers' model."""
+    cohere = TransformerBridge.boot_transformers(str(folder_of("cohere")), device="cpu")
+    return lambda family: cohere if family == "cohere" else model_of(family)
 
 
 def only(keep: list[int]) -> Callable[..., torch.Tensor]:
@@ -38,7 +46,7 @@ def only(keep: list[int]) -> Callable[..., torch.Tensor]:
 
 
 def run(model: Any, family: str, layer: int, hooks: list[Hook], *, hold_end: bool = False) -> tuple[torch.Tensor, Any]:
-    """Logits and cache with hooks, the scale of the norm after the MLP (and of the final norm) as on the untouched prompt."""
+    """Logits and cache with hooks, the scale of the norm after the MLP (and of the final norm) as without them."""
     tokens = to_tokens(model, PROMPT.text)[None]
     _, untouched = model.run_with_cache(tokens)
     held = [f"blocks.{layer}.{AFTER_MLP[family]}.hook_scale"] if family in AFTER_MLP else []
@@ -51,9 +59,9 @@ def run(model: Any, family: str, layer: int, hooks: list[Hook], *, hold_end: boo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probability_is_what_setting_the_neuron_does_in_the_last_layer(
-    family: str, model_of: Callable[[str], Any]
+    family: str, read_of: Callable[[str], HookedModel]
 ) -> None:
-    model, scores = model_of(family), score("log-probability", model_of(family), PROMPT)
+    model, scores = read_of(family), score("log-probability", read_of(family), PROMPT)
     token = option_tokens(model.tokenizer, PROMPT.text).id_of("B")
     without, _ = run(model, family, 2, [("blocks.2.mlp.hook_post", only([]))])
     for index in scores[2].abs().topk(3).indices.tolist():
@@ -64,8 +72,10 @@ def test_log_probability_is_what_setting_the_neuron_does_in_the_last_layer(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shares_are_what_the_residual_stream_loses_without_the_neuron(family: str, model_of: Callable[[str], Any]) -> None:
-    model, layer, index = model_of(family), 1, 7
+def test_shares_are_what_the_residual_stream_loses_without_the_neuron(
+    family: str, read_of: Callable[[str], HookedModel]
+) -> None:
+    model, layer, index = read_of(family), 1, 7
     read = Readout(model, to_tokens(model, PROMPT.text)[None], [layer])
     told = read.added(layer, read.post(layer)[:, index, None] * model.blocks[layer].mlp.W_out[index])
     rest = [i for i in range(48) if i != index]
@@ -77,9 +87,9 @@ def test_shares_are_what_the_residual_stream_loses_without_the_neuron(family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_writes_are_what_the_logits_lose_without_the_neuron(family: str, model_of: Callable[[str], Any]) -> None:
+def test_writes_are_what_the_logits_lose_without_the_neuron(family: str, read_of: Callable[[str], HookedModel]) -> None:
     """In the last layer, the scale of the final norm held; logits before Gemma 2's soft cap."""
-    model, index = model_of(family), 4
+    model, index = read_of(family), 4
     letters = option_tokens(model.tokenizer, PROMPT.text).ids
     writes = direct_writes(model, to_tokens(model, PROMPT.text), NeuronSet.of((2, index), (0, 1)), letters)
     before, _ = run(model, family, 2, [], hold_end=True)
@@ -94,8 +104,8 @@ def test_writes_are_what_the_logits_lose_without_the_neuron(family: str, model_o
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
-def test_the_end_of_the_model_is_read_as_the_model_reads_it(family: str, model_of: Callable[[str], Any]) -> None:
-    model = model_of(family)
+def test_the_end_of_the_model_is_read_as_the_model_reads_it(family: str, read_of: Callable[[str], HookedModel]) -> None:
+    model = read_of(family)
     read = Readout(model, to_tokens(model, PROMPT.text)[None], range(3))
     assert torch.allclose(read.logits, model(to_tokens(model, PROMPT.text)[None])[:, -1], atol=1e-5)
     assert torch.allclose(logits_of(model, read.final()), read.logits, atol=1e-4)
@@ -107,9 +117,7 @@ def test_the_end_of_the_model_is_read_as_the_model_reads_it(family: str, model_o
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2"])
-def test_direct_prediction_sends_neurons_through_the_norm_after_the_mlp(
-    family: str, model_of: Callable[[str], Any]
-) -> None:
+def test_direct_prediction_sends_neurons_through_the_norm_after_the_mlp(family: str, model_of: Callable[[str], Any]) -> None:
     model, prompts = model_of(family), [PROMPT, Prompt("Which?\nAnswer:", "A"), Prompt("Which is it?\nAnswer:", "A")]
     neurons = NeuronSet.of((0, 3), (2, 5), (2, 6), (1, 9))
     found = _direct(model, prompts, {"some": neurons})["some"]
@@ -138,7 +146,7 @@ def test_what_cannot_be_read_is_refused(model_of: Callable[[str], Any], folder_o
     other.blocks[0].residual_contribution_scale = 0.7
     with pytest.raises(ModelError, match="layer 0 of granite: its MLP's output"):
         score("log-probability", other, PROMPT)
-    other = load_model(folder_of("cohere"), device="cpu")
+    other = TransformerBridge.boot_transformers(str(folder_of("cohere")), device="cpu")
     other.cfg.logit_scale = 1.0
     with pytest.raises(ModelError, match="cohere: final norm, unembedding and what is known to follow them"):
         direct_writes(other, to_tokens(other, PROMPT.text), NeuronSet.of((2, 1)), (4, 5, 6, 7))

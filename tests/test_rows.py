@@ -12,12 +12,12 @@ import torch
 
 from qrnca_lens.attribution import attribute
 from qrnca_lens.attribution.last_token import factors_of, scaled_logits
+from qrnca_lens.data import Prompt
 from qrnca_lens.editing import enhance, suppress
+from qrnca_lens.models import to_tokens
 from qrnca_lens.models.activity import token_activations
 from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.models.rows import row_ends
-from qrnca_lens.models import to_tokens
-from qrnca_lens.data import Prompt
 from qrnca_lens.neurons import Neuron, NeuronSet
 
 CHOSEN = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(0, 48, 3)])
@@ -103,7 +103,9 @@ def test_padding_that_may_be_text_is_refused_unless_a_mask_tells(
         ids, mask = rows_of(model, "right", pad=0 if pad_token == "<s>" else 1)
         with suppress(model, CHOSEN):
             wanted = alone(model)
-            with pytest.raises(ValueError, match=r"row 1 ends in .*so where the row ends cannot be known; pass attention_mask"):
+            with pytest.raises(
+                ValueError, match=r"row 1 ends in .*so where the row ends cannot be known; pass attention_mask"
+            ):
                 model(ids)
             check(model, model(ids, attention_mask=mask), mask, wanted)
             left, left_mask = rows_of(model, "left", pad=1)

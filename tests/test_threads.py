@@ -84,7 +84,9 @@ def test_a_thread_that_would_wait_for_ever_is_told(
         for block in blocks:
             with block():
                 for call in calls:
-                    with pytest.raises(BusyModelError, match=rf"another thread has used {family} for 0.1 s.*leave the block"):
+                    with pytest.raises(
+                        BusyModelError, match=rf"another thread has used {family} for 0.1 s.*leave the block"
+                    ):
                         pool.submit(call).result(10)
         with suppress(model, CHOSEN), pytest.raises(BusyModelError, match=f"another thread has hooks on {family}"):
             pool.submit(model, ids).result(10)  # past the package, so the hook itself has to tell

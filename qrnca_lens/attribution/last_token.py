@@ -13,7 +13,6 @@ from qrnca_lens.attribution.prefix import SharedPrefix
 from qrnca_lens.models import (
     Hook,
     HookedModel,
-    exclusive,
     is_hooked_transformer,
     mlp_width,
     site_hook,

@@ -143,20 +143,19 @@ def _of(module: Any, name: str, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def direct_writes(
-    model: HookedModel, tokens: Tokens, neurons: NeuronSet, letters: tuple[int, ...]
-) -> pd.DataFrame:
+def direct_writes(model: HookedModel, tokens: Tokens, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
     """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one).
 
-    One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column a letter. Raises ModelError for an
-    architecture whose blocks or logits are not understood (see `models.readout`).
+    One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column a letter. Raises
+    ModelError for an architecture whose blocks or logits are not understood (see `models.readout`).
     """
     read, rows = Readout(model, tokens[None], list(neurons.by_layer())), {}
     for layer, indices in neurons.by_layer().items():
         post = read.post(layer)[0, indices]
         shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].float()
         logits = linear_logits(model, read.added(layer, shares), letters, held_at=read.final())
-        rows |= {(layer, row[0]): (layer, *row) for row in zip(indices, post.tolist(), *logits.T.tolist(), strict=True)}
+        for row in zip(indices, post.tolist(), *logits.T.tolist(), strict=True):
+            rows[layer, row[0]] = (layer, *row)
     ordered = [rows[neuron.layer, neuron.index] for neuron in neurons]
     return pd.DataFrame(ordered, columns=["layer", "neuron", "activation", *LETTERS])
 

@@ -16,7 +16,7 @@ _SHOWN = 80
 
 
 def check_logits(model: HookedModel, text: str, tokens: Tokens, logits: Float[torch.Tensor, "*row token"]) -> None:
-    """ModelError for logits after `text` (its `tokens`) that have no softmax; it names the prompt, the place and what to do."""
+    """ModelError for logits after `text` (its `tokens`) that have no softmax: the prompt, the place and what to do."""
     if not logits.float().logsumexp(-1).isfinite().all():
         place = where_numbers_cease(model, tokens) or (
             "the model's own logits are numbers; scaling its neurons leaves the range, so use factors nearer to 1"

@@ -1,4 +1,4 @@
-"""From a neuron to the logits: what it adds to the residual stream, and how the end of the model reads that. One way for all.
+"""From a neuron to the logits: what it adds to the residual stream, and how the end of the model reads that.
 
 Between W_out and the residual stream can lie a norm (Gemma 2 and 3, OLMo 2, Exaone 4, GLM 4) and a factor (Granite);
 between the unembedding and the logits a factor (Cohere, Granite) and a soft cap (Gemma 2). Everything is in float32, and
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from transformer_lens.utilities import apply_softcap
+from transformer_lens.utilities.activation_functions import apply_softcap
 
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.finite import check_logits
@@ -41,9 +41,7 @@ class Readout:
     by `added`, says it writes, or the logits are not what `logits_of` makes of the residual stream at the end.
     """
 
-    def __init__(
-        self, model: HookedModel, tokens: Int[torch.Tensor, "prompt position"], layers: Sequence[int]
-    ) -> None:
+    def __init__(self, model: HookedModel, tokens: Int[torch.Tensor, "prompt position"], layers: Sequence[int]) -> None:
         self._model, self._final = model, in_block(model.cfg.n_layers - 1, RESID_POST)
         names = {self._final}
         for layer in layers:

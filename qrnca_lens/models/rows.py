@@ -126,9 +126,10 @@ def _by_mask(mask: Any, rows: int, length: int) -> torch.Tensor:
 def _by_padding(tokens: torch.Tensor, tokenizer: Any, rows: int, length: int) -> torch.Tensor:
     if tokens.shape != (rows, length):
         raise ValueError(f"activations of {rows} rows of {length} tokens do not belong to tokens {tuple(tokens.shape)}")
-    pad, others = tokenizer.pad_token_id, {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+    pad, others = tokenizer.pad_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id)
     clear = pad is not None and pad not in others
-    padding = torch.tensor([pad] if clear else sorted(others | ({pad} - {None})), device=tokens.device)
+    candidates = (pad,) if clear else (pad, *others)
+    padding = torch.tensor([token for token in candidates if token is not None], dtype=torch.long, device=tokens.device)
     after = torch.isin(tokens, padding).flip(1).long().cumprod(1).sum(1)
     if clear:
         if (after == length).any():
