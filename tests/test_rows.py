@@ -146,6 +146,20 @@ def test_generation_from_several_prompts(family: str, use_cache: bool, model_of:
         assert torch.equal(together, torch.stack(each))
 
 
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_generation_goes_on_from_text_that_looks_like_padding(family: str, model_of: Callable[[str], Any]) -> None:
+    model = model_of(family)
+    how: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "verbose": False, "stop_at_eos": False}
+    with tokenizer_of(model, pad_token="</s>"), enhance(model, CHOSEN, 3.0):
+        ids = torch.cat([to_tokens(model, TEXTS[0]), torch.tensor([1, 1])])[None]
+        steps = ids
+        for _ in range(3):
+            steps = torch.cat([steps, model(steps, attention_mask=torch.ones_like(steps))[:, -1:].argmax(-1)], dim=1)
+        if family == "olmo2":  # a HookedTransformer masks the last tokens of such a prompt of its own accord
+            assert torch.equal(model.generate(ids, use_past_kv_cache=False, **how), steps)
+        assert model.generate(ids.expand(2, -1), use_past_kv_cache=False, **how).shape == (2, ids.shape[1] + 3)
+
+
 def test_embeddings_and_residuals_keep_the_last_position(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     ids = to_tokens(model, TEXTS[0])[None]
