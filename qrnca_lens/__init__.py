@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qrnca_lens.explore import Circuit, Explorer, NeuronCard, QueryView, circuit, neuron, show, write_explorer
     from qrnca_lens.localization.projection import promoted_tokens
     from qrnca_lens.methods import Evidence, find_neurons
-    from qrnca_lens.models import ModelError, load_model
+    from qrnca_lens.models import BusyModelError, ModelError, load_model
     from qrnca_lens.models.letters import answers, letter_probabilities
     from qrnca_lens.neurons import Neuron, NeuronSet
     from qrnca_lens.pipeline import locate
@@ -39,6 +39,7 @@ _PUBLIC = {
     "Explorer": "qrnca_lens.explore",
     "Circuit": "qrnca_lens.explore",
     "Attribution": "qrnca_lens.attribution",
+    "BusyModelError": "qrnca_lens.models",
     "DataError": "qrnca_lens.data",
     "Evidence": "qrnca_lens.methods",
     "ModelError": "qrnca_lens.models",
@@ -79,6 +80,7 @@ __all__ = [
     "Explorer",
     "Circuit",
     "Attribution",
+    "BusyModelError",
     "DataError",
     "Evidence",
     "ModelError",

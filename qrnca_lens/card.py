@@ -15,7 +15,7 @@ from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.data import QuerySet, load_queries
 from qrnca_lens.data.files import SHIPPED
 from qrnca_lens.editing.effects import edit_effects, random_sets
-from qrnca_lens.models import HookedModel, ModelError, site_hook
+from qrnca_lens.models import HookedModel, ModelError, site_hook, with_hooks
 from qrnca_lens.models.letters import answers
 from qrnca_lens.pipeline import check_prompts, locate, without
 
@@ -137,7 +137,7 @@ def zeroed(model: HookedModel, layers: list[int], where: Callable[[torch.Tensor]
     def hook(post: torch.Tensor, hook: Any) -> torch.Tensor:
         return where(post)
 
-    with model.hooks(fwd_hooks=[(site_hook(model, layer, "post"), hook) for layer in layers]):
+    with with_hooks(model, [(site_hook(model, layer, "post"), hook) for layer in layers]):
         yield
 
 

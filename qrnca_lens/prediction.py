@@ -10,7 +10,8 @@ not used for detection; it does not say how. The protocol here:
 3. Two readings turn an activity into a letter. "probe": a multinomial logistic regression fitted on the prompts of the
    group's detection half (standardised, its penalty chosen by cross-validation over detection queries). "direct": no
    fitting; the neurons' rows of W_out, weighted by their activity and summed, go through the final norm and the
-   unembedding, and the likeliest of the four letters is the answer.
+   unembedding, and the likeliest of the four letters is the answer. Where a norm follows the MLP, the neurons of a layer
+   go through it first, its scale held at its value on that prompt (`models.readout`).
 4. Both are scored on the prompts of the group's evaluation half, beside the prompted model, chance, and as many random
    neurons of the same layers read in the same two ways.
 
@@ -20,7 +21,7 @@ No evaluated question has any part in detection, fitting or the choice of the pe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,13 +36,15 @@ from sklearn.preprocessing import StandardScaler
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.editing.effects import random_sets
-from qrnca_lens.models import HookedModel, option_tokens
-from qrnca_lens.models.activity import last_activations
+from qrnca_lens.models import HookedModel, option_tokens, to_tokens
+from qrnca_lens.models.activity import batches_of_one_length, last_activations
 from qrnca_lens.models.letters import letters_and_activations
+from qrnca_lens.models.readout import Readout, logits_of
 from qrnca_lens.neurons import NeuronSet
 
 _PENALTIES = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
+_BATCH = 64
 COLUMNS = ["group", "neurons", "reading", "count", "right", "of", "accuracy", "low", "high"]
 
 
@@ -53,7 +56,8 @@ def predict_from_neurons(
     `detection`: the detection queries, once or in several renderings (other shuffles), which give the probe more prompts.
     `located` must rest on detection queries alone; those that failed in it are not fitted on. Left out are groups without
     QR neurons and those whose queries all failed.
-    Raises ValueError if a query stands on both sides or `located` knows an evaluated query.
+    Raises ValueError if a query stands on both sides or `located` knows an evaluated query, ModelError for an architecture
+    whose residual stream cannot be read.
     """
     failed = located.failed
     fitted = [query for queries in detection for query in queries if query.id not in set(failed["query"])]
@@ -77,12 +81,14 @@ def predict_from_neurons(
         activity = activations.numpy()
         rows.append(_row(group, "the prompted model", "", 0, letters.argmax(1).numpy() == right))
         learned = last_activations(model, [prompt.text for query in fitting for prompt in query.prompts], both).numpy()
-        for name, chosen in (("QR neurons", neurons), ("random, same layers", controls)):
+        sets = {"QR neurons": neurons, "random, same layers": controls}
+        direct = _direct(model, asked, sets)
+        for name, chosen in sets.items():
             columns = [k for k, neuron in enumerate(sorted(both)) if neuron in chosen]
             probe = _probe(learned[:, columns], fitting, seed)
             found = probe.predict(activity[:, columns]) == right
             rows.append(_row(group, name, "probe", len(chosen), found))
-            found = _direct(model, asked, activity[:, columns], chosen) == right
+            found = direct[name] == right
             rows.append(_row(group, name, "direct", len(chosen), found))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -105,9 +111,19 @@ def _probe(activity: np.ndarray, queries: Sequence[Query], seed: int) -> GridSea
 
 
 @torch.no_grad()
-def _direct(model: HookedModel, prompts: Sequence[Prompt], activity: np.ndarray, neurons: NeuronSet) -> np.ndarray:
-    rows = torch.cat([model.blocks[layer].mlp.W_out[indices] for layer, indices in neurons.by_layer().items()])
-    written = torch.from_numpy(activity).to(rows) @ rows
-    logits = model.unembed(model.ln_final(written[:, None]))[:, 0].cpu()
+def _direct(model: HookedModel, prompts: Sequence[Prompt], sets: Mapping[str, NeuronSet]) -> dict[str, np.ndarray]:
+    """For each set the letter (0 to 3) that what its neurons write at the end of each prompt makes the likeliest."""
+    tokens = [to_tokens(model, prompt.text) for prompt in prompts]
     ids = torch.tensor([option_tokens(model, prompt.text).ids for prompt in prompts])
-    return logits.gather(1, ids).argmax(1).numpy()
+    layers = sorted({neuron.layer for neurons in sets.values() for neuron in neurons})
+    found = {name: np.empty(len(prompts), dtype=int) for name in sets}
+    for rows in batches_of_one_length(tokens, _BATCH):
+        read = Readout(model, torch.stack([tokens[row] for row in rows]), layers)
+        for name, neurons in sets.items():
+            written = torch.zeros_like(read.final())
+            for layer, indices in neurons.by_layer().items():
+                shares = read.post(layer)[:, indices] @ model.blocks[layer].mlp.W_out[indices].float()
+                written += read.added(layer, shares)
+            logits = logits_of(model, written).cpu()
+            found[name][rows] = logits.gather(1, ids[rows]).argmax(1).numpy()
+    return found

@@ -18,7 +18,20 @@ from qrnca_lens.models import ModelError, option_tokens, site_hook, to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.pipeline import locate
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gpt-neox", "opt", "phi", "llama-bias", "mpt")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gpt2",
+    "gpt-neox",
+    "opt",
+    "phi",
+    "llama-bias",
+    "mpt",
+    "granite",
+)
 TEXT = "What is a blood group?\nOptions:\nA) O\nB) A\nC) B\nD) AB\nAnswer:"
 
 

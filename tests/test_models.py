@@ -12,12 +12,18 @@ from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qrnca_lens.data import Prompt
+from qrnca_lens.attribution import AttributionError, attribute
+from qrnca_lens.attribution.baselines import score
+from qrnca_lens.attribution.last_token import LastToken, scaled_logits
+from qrnca_lens.data import Prompt, QuerySet
+from qrnca_lens.editing.collateral import neutral_loss
+from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.models import ModelError, load_model, option_tokens, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
-from qrnca_lens.models.letters import letter_probabilities
+from qrnca_lens.models.letters import answers, letter_probabilities
+from qrnca_lens.neurons import NeuronSet
 
-FAMILIES = [name for name in CONFIGS if name != "bert"]
+FAMILIES = [name for name in CONFIGS if name not in ("bert", "cohere")]  # TransformerLens's Cohere gives other logits
 TEXT = "Question: which letter is right?\nA. one B. two Answer:"
 
 
@@ -153,3 +159,48 @@ def test_bfloat16(folder_of: Callable[[str], Path]) -> None:
     model = load_model(folder_of("llama"), device="cpu", dtype=torch.bfloat16)
     assert isinstance(model, HookedTransformer)
     assert next(model.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("family", "weight", "place"),
+    [
+        ("llama", "blocks.1.mlp.W_in", "layer 1: the weight 'blocks.1.mlp.W_in'"),
+        ("gpt2", "embed.W_E", "the embedding: the weight 'embed.W_E'"),
+        ("llama", "unembed.W_U", "the final norm or the unembedding: the weight 'unembed.W_U'"),
+        ("olmo2", "blocks.2.mlp.out.weight", "layer 2: the weight 'blocks.2.mlp.down_proj.weight'"),
+    ],
+)
+def test_nan_in_a_weight_is_named_and_answers_nothing(
+    family: str, weight: str, place: str, folder_of: Callable[[str], Path], short_queries: QuerySet
+) -> None:
+    model = load_model(folder_of(family), device="cpu")
+    owner, name = weight.rsplit(".", 1)
+    getattr(model.get_submodule(owner), name).data[:] = float("nan")
+    ask: list[Callable[[], Any]] = [
+        lambda: answers(model, short_queries),
+        lambda: LastToken(model, short_queries["q0"].prompts[0].text),
+        lambda: edit_effects(model, short_queries, {"m": {"q0": NeuronSet.of((0, 1))}}),
+        lambda: neutral_loss(model, {"q0": NeuronSet.of((0, 1))}, 0.0, "Which letter is right?"),
+        lambda: score("log-probability", model, short_queries["q0"].prompts[0]),
+    ]
+    for call in ask:
+        with pytest.raises(
+            ModelError, match=f"logits after the prompt '.*right.*': {place} holds NaN or infinite values; load"
+        ):
+            call()
+    with pytest.raises(AttributionError, match=f"scores for the prompt 'Which.*': {place} holds NaN"):
+        attribute(model, short_queries["q0"].prompts[0].text, " A", steps=2)
+
+
+def test_numbers_that_cease_without_a_bad_weight(model_of: Callable[[str], Any]) -> None:
+    model, prompt = model_of("llama"), Prompt("Which letter is right?\nAnswer:", "A")
+    with (
+        model.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", lambda out, hook: out / 0)]),
+        pytest.raises(ModelError, match="they begin in layer 2, whose weights are numbers; take off hooks and edits"),
+    ):
+        letter_probabilities(model, [prompt])
+    factors = {2: torch.full((1, 48), 3e38)}
+    with pytest.raises(ModelError, match=r"own logits are numbers; scaling its neurons leaves the range"):
+        LastToken(model, prompt.text).scaled(factors)
+    with pytest.raises(ModelError, match=r"own logits are numbers; scaling its neurons leaves the range"):
+        scaled_logits(model, [prompt.text], factors)

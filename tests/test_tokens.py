@@ -179,12 +179,17 @@ def test_an_eos_that_the_tokenizer_appends_is_not_the_last_token(tmp_path: Path)
     assert to_tokens(model, "Answer:</s>")[-1].item() == 1  # the text's own stays
 
 
-def test_a_first_token_that_would_be_hidden_as_padding_is_refused(tmp_path: Path) -> None:
-    model = own_model(tmp_path, bos=False, default_prepend_bos=False)
-    assert to_tokens(model, "<pad>Answer:")[0].item() == model.tokenizer.pad_token_id
+def test_a_first_token_that_looks_like_padding_is_read_whatever_the_padding_side(tmp_path: Path) -> None:
+    model, text = own_model(tmp_path, bos=False, default_prepend_bos=False), "<pad>Answer:"
+    assert to_tokens(model, text)[0].item() == model.tokenizer.pad_token_id
+    right = ql.attribute(model, text, " A", steps=2)
     model.tokenizer.padding_side = "left"
-    with pytest.raises(ModelError, match="begins with '<pad>', which is the padding token"):
-        to_tokens(model, "<pad>Answer:")
+    left = ql.attribute(model, text, " A", steps=2)
+    assert left.probability == pytest.approx(right.probability, rel=1e-5)
+    assert torch.allclose(left.scores, right.scores, atol=1e-7)
+    letters = letter_probabilities(model, [Prompt(text, "A")])
+    model.tokenizer.padding_side = "right"
+    assert torch.allclose(letter_probabilities(model, [Prompt(text, "A")]), letters, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

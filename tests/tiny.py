@@ -10,10 +10,15 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    CohereConfig,
+    Exaone4Config,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -67,6 +72,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mpt": MptConfig(d_model=32, n_heads=4, n_layers=3, vocab_size=320, max_seq_len=128),
     "gemma2": Gemma2Config(**GATED, num_key_value_heads=2, head_dim=8),
     "olmo2": Olmo2Config(**GATED, num_key_value_heads=4),
+    "gemma3": Gemma3TextConfig(**GATED, num_key_value_heads=2, head_dim=8, sliding_window=16),
+    "granite": GraniteConfig(
+        **GATED, num_key_value_heads=2, residual_multiplier=0.4, logits_scaling=3.0, embedding_multiplier=2.0
+    ),
+    "exaone4": Exaone4Config(**GATED, num_key_value_heads=2),
+    "glm4": Glm4Config(**GATED, num_key_value_heads=2, head_dim=8, pad_token_id=2),
+    "cohere": CohereConfig(**GATED, num_key_value_heads=2),
     "bert": BertConfig(**GATED, type_vocab_size=2),
 }
 ENGINE_FAMILIES = (

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from qrnca_lens.attribution.path import PathIntegral, PathTask, drift_of, gradients_for_leaves_only
-from qrnca_lens.attribution.prefix import Hook, SharedPrefix
-from qrnca_lens.models import site_hook
+from qrnca_lens.attribution.prefix import SharedPrefix
+from qrnca_lens.models import Hook, site_hook
 
 
 def integrate_by_shared_prefix(task: PathTask) -> PathIntegral:

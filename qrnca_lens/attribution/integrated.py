@@ -12,7 +12,17 @@ from qrnca_lens.attribution.path import Objective, PathIntegral, PathTask, proba
 from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
+from qrnca_lens.models import (
+    HookedModel,
+    Site,
+    check_hooked,
+    check_site,
+    exclusive,
+    is_hooked_transformer,
+    target_id,
+    to_tokens,
+)
+from qrnca_lens.models.finite import where_numbers_cease
 from qrnca_lens.shapes import Tokens
 
 
@@ -40,7 +50,7 @@ def attribute(
     shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own logits), else on
     the plain path with a SlowPathWarning; bridges always take the plain path. Raises ModelError for a target that is not
     one token, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule or number
-    of steps that is none; AttributionError for NaN or infinite scores.
+    of steps that is none; AttributionError for NaN or infinite scores; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
     token = target_id(model, target)
@@ -64,11 +74,17 @@ def integrate_objective(
     """`attribute` for any differentiable function of the last position's logits; scores in the objective's unit."""
     check_hooked(model)
     nodes = quadrature(rule, steps).with_ends()
-    with torch.inference_mode(False):  # gradients are needed also where the caller has switched them off for good
-        path = _integrate(PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes))
+    with torch.inference_mode(False):
+        task = PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes)
+    # gradients are needed also where the caller has switched them off for good
+    with exclusive(model), torch.inference_mode(False):
+        path = _integrate(task)
     bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
     if bad:
-        raise AttributionError(f"layer {bad[0]}: NaN or infinite scores for the prompt {_text_of(model, prompt)[-80:]!r}")
+        # gradients flow backwards: NaN in one layer's gradient makes that of all earlier layers NaN
+        what = f"NaN or infinite scores for the prompt {_text_of(model, prompt)[-80:]!r}"
+        place = where_numbers_cease(model, task.tokens)
+        raise AttributionError(f"{what}: {place}" if place else f"layer {bad[-1]}: {what}; its logits are numbers")
     return path
 
 

@@ -6,12 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch.nn.utils.rnn import pad_sequence
+from jaxtyping import Float
 
 from qrnca_lens.attribution.path import drift_of, tolerance_of
-from qrnca_lens.attribution.prefix import Hook, SharedPrefix
-from qrnca_lens.models import HookedModel, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.attribution.prefix import SharedPrefix
+from qrnca_lens.models import (
+    Hook,
+    HookedModel,
+    is_hooked_transformer,
+    mlp_width,
+    site_hook,
+    to_tokens,
+    with_hooks,
+)
+from qrnca_lens.models.activity import right_padded
+from qrnca_lens.models.finite import check_logits
 from qrnca_lens.neurons import NeuronSet
 
 Factors = Mapping[int, Float[torch.Tensor, "row neuron"]]
@@ -21,17 +30,17 @@ class LastToken:
     """One prompt of a hooked model; `logits` are the untouched model's after it, [token].
 
     HookedTransformers run single tokens against the cached prefix; a bridge, or a model whose untouched row does not give
-    `logits` back, runs the whole prompt for every row.
+    `logits` back, runs the whole prompt for every row. ModelError for logits that are NaN or infinite.
     """
 
     def __init__(self, model: HookedModel, prompt: str) -> None:
-        self._model, self._tokens = model, to_tokens(model, prompt)
+        self._model, self._prompt, self._tokens = model, prompt, to_tokens(model, prompt)
         self._prefix = SharedPrefix(model, self._tokens, "post") if is_hooked_transformer(model) else None
         if self._prefix is not None:
             self.logits = self._prefix.logits
         else:
-            with torch.no_grad():
-                self.logits = model(self._tokens[None])[0, -1]
+            self.logits = _whole(model, [self._tokens], {})[0]
+        check_logits(model, prompt, self._tokens, self.logits)
 
     def scaled(self, factors: Factors, *, batch: int = 256) -> Float[torch.Tensor, "row token"]:
         """The logits with, in row r, the activations of layer l multiplied by `factors[l][r]` at the last position.
@@ -45,7 +54,9 @@ class LastToken:
             self._batch({layer: values[start : start + batch] for layer, values in factors.items()})
             for start in range(0, rows, batch)
         ]
-        return torch.cat(parts)
+        logits = torch.cat(parts)
+        check_logits(self._model, self._prompt, self._tokens, logits)
+        return logits
 
     @torch.no_grad()
     def _batch(self, factors: Factors) -> torch.Tensor:
@@ -59,31 +70,31 @@ class LastToken:
             if drift_of(logits[0], self.logits) <= tolerance_of(self._model):
                 return logits[1:]
             self._prefix = None
-        return _whole(self._model, self._tokens.expand(rows, -1), factors)
+        return _whole(self._model, [self._tokens] * rows, factors)
 
 
 @torch.no_grad()
 def scaled_logits(model: HookedModel, prompts: Sequence[str], factors: Factors) -> Float[torch.Tensor, "prompt row token"]:
     """What `LastToken(model, prompt).scaled(factors)` gives for every prompt, by running all whole prompts in one batch.
 
-    Faster than the shared prefix for a handful of rows on a small model. Shorter prompts are filled up on the right, where
-    a causal model's earlier positions see nothing.
+    Faster than the shared prefix for a handful of rows on a small model. ModelError for logits that are NaN or infinite.
     """
     tokens = [to_tokens(model, prompt) for prompt in prompts]
     rows = len(next(iter(factors.values())))
-    last = torch.tensor([len(ids) - 1 for ids in tokens]).repeat_interleave(rows)
     each = {layer: values.repeat(len(prompts), 1) for layer, values in factors.items()}
-    logits = _whole(model, pad_sequence(tokens, batch_first=True).repeat_interleave(rows, 0), each, last)
-    return logits.unflatten(0, (len(prompts), rows))
+    logits = _whole(model, [ids for ids in tokens for _ in range(rows)], each).unflatten(0, (len(prompts), rows))
+    for prompt, ids, found in zip(prompts, tokens, logits, strict=True):
+        check_logits(model, prompt, ids, found)
+    return logits
 
 
 @torch.no_grad()
-def _whole(
-    model: HookedModel, tokens: Int[torch.Tensor, "row position"], factors: Factors, last: torch.Tensor | int = -1
-) -> torch.Tensor:
-    """The logits at position `last` of each row of `tokens`, its activations there scaled by the row's factors."""
-    with model.hooks(fwd_hooks=[_scaling(model, layer, values, last) for layer, values in factors.items()]):
-        return model(tokens)[torch.arange(len(tokens)), last]
+def _whole(model: HookedModel, tokens: Sequence[torch.Tensor], factors: Factors) -> Float[torch.Tensor, "row token"]:
+    """The logits after each row of `tokens`, its activations at its last token scaled by the row's factors."""
+    padded, mask = right_padded(tokens)
+    last = mask.sum(1) - 1
+    with with_hooks(model, [_scaling(model, layer, values, last) for layer, values in factors.items()]):
+        return model(padded, attention_mask=mask)[torch.arange(len(tokens)), last]
 
 
 def _scaling(model: HookedModel, layer: int, values: torch.Tensor, last: torch.Tensor | int = -1) -> Hook:

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from qrnca_lens.models import HookedModel, Site, site_hook
+from qrnca_lens.models import Hook, HookedModel, Site, exclusive, site_hook, with_hooks
 from qrnca_lens.models.sites import MIXED, RESID_PRE, VALUES, in_block, key_hook, query_hook
 from qrnca_lens.shapes import Activations, Tokens
-
-Hook = tuple[str, Callable[..., torch.Tensor | None]]
 
 
 class SharedPrefix:
@@ -33,8 +31,10 @@ class SharedPrefix:
         layers = range(model.cfg.n_layers)
         names = {in_block(layer, name) for layer in layers for name in (RESID_PRE, key_hook(model), VALUES)}
         names |= {site_hook(model, layer, site) for layer in layers}
-        with torch.no_grad():
-            logits, self._cache = model.run_with_cache(tokens[None], names_filter=lambda name: name in names)
+        with exclusive(model), torch.no_grad():
+            logits, self._cache = model.run_with_cache(
+                tokens[None], attention_mask=torch.ones_like(tokens[None]), names_filter=lambda name: name in names
+            )
         self.logits: Float[torch.Tensor, " token"] = logits[0, -1]
 
     def value(self, layer: int) -> Activations:
@@ -49,7 +49,7 @@ class SharedPrefix:
         model, n_layers = self.model, self.model.cfg.n_layers
         first = min(joining)
         attending = [hook for layer in range(first, n_layers) for hook in self._attention_hooks(layer)]
-        with model.hooks(fwd_hooks=[*attending, *hooks]):
+        with with_hooks(model, [*attending, *hooks]):
             rows = self._cache[in_block(first, RESID_PRE)][0, -1].new_empty(0, 1, model.cfg.d_model)
             for layer in range(first, n_layers):
                 if layer in joining:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from qrnca_lens.attribution.path import PathIntegral, PathTask, drift_of, gradients_for_leaves_only
-from qrnca_lens.models import site_hook
+from qrnca_lens.models import site_hook, with_hooks
 
 
 def integrate_plainly(task: PathTask) -> PathIntegral:
@@ -16,7 +16,11 @@ def integrate_plainly(task: PathTask) -> PathIntegral:
     model, weights = task.model, task.quadrature.weights.to(task.tokens.device)
     names = [site_hook(model, layer, task.site) for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
-        logits, cache = model.run_with_cache(task.tokens[None], names_filter=lambda name: name in names)
+        logits, cache = model.run_with_cache(
+            task.tokens[None],
+            attention_mask=torch.ones_like(task.tokens[None]),
+            names_filter=lambda name: name in names,
+        )
     untouched = logits[0, -1]
     scores, at_zero, drift = [], [], []
     for name in names:
@@ -26,9 +30,9 @@ def integrate_plainly(task: PathTask) -> PathIntegral:
         def put(tensor: torch.Tensor, hook: object, scaled: torch.Tensor = scaled) -> torch.Tensor:
             return torch.cat([tensor[:, :-1], scaled[:, None]], dim=1)
 
-        with gradients_for_leaves_only(model), model.hooks(fwd_hooks=[(name, put)]):
+        with gradients_for_leaves_only(model), with_hooks(model, [(name, put)]):
             batch = task.tokens.expand(len(scaled), -1)
-            scaled_logits = model(batch)[:, -1]
+            scaled_logits = model(batch, attention_mask=torch.ones_like(batch))[:, -1]
             found = task.objective(scaled_logits)
             (gradient,) = torch.autograd.grad(found.sum(), scaled)
         scores.append(value.float() * (weights[:, None] * gradient.float()).sum(0))

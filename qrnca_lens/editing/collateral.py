@@ -10,7 +10,8 @@ import torch
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
-from qrnca_lens.models import HookedModel, ModelError, to_tokens
+from qrnca_lens.models import HookedModel, ModelError, exclusive, to_tokens
+from qrnca_lens.models.finite import check_logits
 from qrnca_lens.neurons import NeuronSet
 
 OTHERS_COLUMNS = ["query", "accuracy_before", "accuracy_after", "p_before", "p_after"]
@@ -63,17 +64,19 @@ def neutral_loss(
     """One row a query of `edited`: the mean next-token loss (nats) on a neutral text, untouched and with its neurons scaled
     at all positions: query, loss_before, loss_after."""
     tokens = to_tokens(model, text)[None]
-    before = _loss(model, tokens)
+    before = _loss(model, text, tokens)
     rows = []
     for query, neurons in edited.items():
         after = before
         if len(neurons):
             with scale(model, neurons, factor, positions="all"):
-                after = _loss(model, tokens)
+                after = _loss(model, text, tokens)
         rows.append((query, before, after))
     return pd.DataFrame(rows, columns=LOSS_COLUMNS)
 
 
-def _loss(model: HookedModel, tokens: torch.Tensor) -> float:
-    logits = model(tokens)[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).item()
+def _loss(model: HookedModel, text: str, tokens: torch.Tensor) -> float:
+    with exclusive(model):
+        logits = model(tokens, attention_mask=torch.ones_like(tokens))[0].float()
+    check_logits(model, text, tokens[0], logits)
+    return torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]).item()

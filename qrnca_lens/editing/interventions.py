@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from qrnca_lens.models import HookedModel, check_hooked, mlp_width, site_hook
+from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width, site_hook, with_hooks
+from qrnca_lens.models.rows import RowEnds, row_ends
 from qrnca_lens.neurons import Neuron, neuron_set
 
 Positions = Literal["last", "all"]
@@ -21,9 +22,13 @@ def scale(
     """Multiply the activations of `neurons` by `factor` while the block runs.
 
     `positions`: "last" (the paper: the last position of every forward pass, so with a KV cache that of each new token) or
-    "all". The scaled tensor is what W_out multiplies; in a gated MLP that is the same as scaling the up projection. Blocks
-    nest; the hooks go away when the block ends, however it ends. Batches must not be padded on the right with "last".
-    Raises ValueError for an empty set, a neuron outside the model or a factor that is not finite.
+    "all". In a batch padded on the right "last" is each row's own last token, by the attention mask or else by the
+    padding token; a call where a row may end in padding or in text raises ValueError (a tokenizer that pads with its BOS
+    or EOS, or has no padding token, and no mask). The scaled tensor is what W_out multiplies; in a gated MLP that is the
+    same as scaling the up projection. Blocks nest; the hooks go away when the block ends, however it ends. The model
+    belongs to this thread while the block runs (see `models.exclusive`).
+    Raises ValueError for an empty set, a neuron outside the model or a factor that is not finite, BusyModelError if
+    another thread does not give the model back.
     """
     check_hooked(model)
     chosen = neuron_set(neurons)
@@ -34,12 +39,12 @@ def scale(
         raise ValueError(f"the factor must be a finite number, not {factor}")
     if positions not in ("last", "all"):
         raise ValueError(f"positions must be 'last' or 'all', not {positions!r}")
-    where = slice(-1, None) if positions == "last" else slice(None)
-    hooks = [
-        (site_hook(model, layer, "post"), _scaler(indices, factor, where)) for layer, indices in chosen.by_layer().items()
-    ]
-    with model.hooks(fwd_hooks=hooks):
-        yield
+    with exclusive(model), row_ends(model) as ends:
+        where = ends if positions == "last" else None
+        by_layer = chosen.by_layer().items()
+        hooks = [(site_hook(model, layer, "post"), _scaler(indices, factor, where)) for layer, indices in by_layer]
+        with with_hooks(model, hooks):
+            yield
 
 
 def enhance(
@@ -56,10 +61,16 @@ def suppress(
     return scale(model, neurons, factor, positions=positions)
 
 
-def _scaler(indices: list[int], factor: float, where: slice) -> Any:
+def _scaler(indices: list[int], factor: float, ends: RowEnds | None) -> Any:
+    """A hook that scales neurons at each row's last position, or at all positions (None)."""
+
     def hook(post: torch.Tensor, hook: object) -> torch.Tensor:
         scaled = post.clone()
-        scaled[:, where, indices] *= factor
+        if ends is None:
+            scaled[:, :, indices] *= factor
+        else:
+            rows, columns = torch.arange(len(post), device=post.device), torch.tensor(indices, device=post.device)
+            scaled[rows[:, None], ends.of(post)[:, None], columns] *= factor
         return scaled
 
     return hook

@@ -147,7 +147,7 @@ def circuit(
         tuple(token_texts(model, tokens)),
         inputs,
         contributions,
-        direct_writes(model, cache, chosen, option_tokens(model, asked.text).ids),
+        direct_writes(model, tokens, chosen, option_tokens(model, asked.text).ids),
         attention_shares(model, cache, regions(model, asked, query.question), max(chosen.by_layer())),
         tuple(heads),
         np.stack(patterns) if patterns else np.zeros((0, len(tokens), len(tokens)), dtype=np.float32),

@@ -3,13 +3,12 @@
 The input of an MLP is the norm of a sum: the embedding, the output of every earlier head and MLP. With the norm's scale
 held at its value in this prompt, the norm is linear, so a neuron's pre-activation is a sum of one number a component
 (direct contributions; what a component does by way of later ones counts as theirs). Likewise, what a neuron writes reaches
-a letter's logit through the final norm, its scale held, and the unembedding.
+a letter's logit through the final norm, its scale held, and the unembedding (`models.readout`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,19 +18,31 @@ from jaxtyping import Float
 
 from qrnca_lens.attribution.path import tolerance_of
 from qrnca_lens.data import LETTERS, Prompt
-from qrnca_lens.models import HookedModel, ModelError, Site, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.models import (
+    HookedModel,
+    ModelError,
+    Site,
+    exclusive,
+    is_hooked_transformer,
+    mlp_width,
+    site_hook,
+    to_tokens,
+)
+from qrnca_lens.models.norms import norm_parts
+from qrnca_lens.models.readout import Readout, linear_logits
 from qrnca_lens.models.sites import (
     MIXED,
     MLP_OUT,
     PATTERN,
-    RESID_POST,
     RESID_PRE,
     in_block,
     is_gated,
     norm_after_mlp,
     norm_before_mlp,
+    residual_factor,
 )
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shapes import Tokens
 
 CONTRIBUTION_COLUMNS = ["layer", "neuron", "input", "source", "kind", "value"]
 Cache: TypeAlias = Any
@@ -44,9 +55,10 @@ def cache_for(model: HookedModel, tokens: torch.Tensor, neurons: NeuronSet) -> C
     names = {in_block(layer, name) for layer in range(last + (not parallel)) for name in (MIXED, PATTERN)}
     names |= {in_block(layer, MLP_OUT) for layer in range(last)} | {in_block(0, RESID_PRE)}
     names |= {site_hook(model, layer, site) for layer in neurons.by_layer() for site in (*_inputs(model), "post")}
-    names.add(in_block(model.cfg.n_layers - 1, RESID_POST))
-    with torch.no_grad():
-        _, cache = model.run_with_cache(tokens[None], names_filter=lambda name: name in names)
+    with exclusive(model), torch.no_grad():
+        _, cache = model.run_with_cache(
+            tokens[None], attention_mask=torch.ones_like(tokens[None]), names_filter=lambda name: name in names
+        )
     return cache
 
 
@@ -66,11 +78,12 @@ def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tu
         mlp, norm = model.blocks[layer].mlp, norm_before_mlp(model, layer)
         if norm is None or norm_after_mlp(model, layer) is not None:
             raise _no_plain_sum(model, layer)
-        through = _frozen(model, norm, parts.sum(0))(parts)
+        known = norm_parts(model, norm, mlp.W_in.T)
+        through = known.held_at(parts.sum(0, keepdim=True))(parts)
         for site in _inputs(model):
             weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()
             values = through @ weights
-            bias = _of(norm, "b", weights[:, 0]) @ weights + _bias_of(model, layer, site)[indices]
+            bias = known.bias @ weights + _bias_of(model, layer, site)[indices]
             actual = cache[site_hook(model, layer, site)][0, -1, indices].float()
             remainder = actual - values.sum(0) - bias
             size = values.abs().sum(0) + actual.abs()
@@ -112,8 +125,9 @@ def _components(
         if source < layer or not model.cfg.parallel_attn_mlp:
             attention = model.blocks[source].attn
             mixed = cache[in_block(source, MIXED)][0, -1].float().reshape(model.cfg.n_heads, -1)
-            parts.append(torch.einsum("hd,hdm->hm", mixed, attention.W_O.float()))
-            parts.append(_of(attention, "b_O", parts[0][0])[None])
+            factor = residual_factor(model, source)
+            parts.append(factor * torch.einsum("hd,hdm->hm", mixed, attention.W_O.float()))
+            parts.append(factor * _of(attention, "b_O", parts[0][0])[None])
             names += [(f"L{source}H{head}", "head") for head in range(model.cfg.n_heads)]
             names.append((f"attention bias {source}", "bias"))
         if source < layer:
@@ -122,37 +136,28 @@ def _components(
     return names, torch.cat(parts)
 
 
-def _frozen(model: HookedModel, norm: Any, whole: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The norm's linear part with its scale held at that of `whole` [d_model]; maps [row, d_model], without the bias."""
-    centred = model.cfg.normalization_type in ("LN", "LNPre")
-    whole = whole - whole.mean() if centred else whole
-    scale = (whole.pow(2).mean() + model.cfg.eps).sqrt()
-    weight = _of(norm, "w", torch.ones_like(whole), missing=1.0)
-
-    def apply(rows: torch.Tensor) -> torch.Tensor:
-        return (rows - rows.mean(-1, keepdim=True) if centred else rows) / scale * weight
-
-    return apply
-
-
-def _of(module: Any, name: str, like: torch.Tensor, missing: float = 0.0) -> torch.Tensor:
-    """A parameter in float32, or `missing` everywhere, in the shape of `like`, where the module has none."""
+def _of(module: Any, name: str, like: torch.Tensor) -> torch.Tensor:
+    """A parameter in float32, or zeros in the shape of `like` where the module has none."""
     value = getattr(module, name, None)
-    return torch.full_like(like, missing) if value is None else value.float()
+    return torch.zeros_like(like) if value is None else value.float()
 
 
 @torch.no_grad()
-def direct_writes(model: HookedModel, cache: Cache, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
-    """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one)."""
-    final = cache[in_block(model.cfg.n_layers - 1, RESID_POST)][0, -1].float()
-    through = _frozen(model, model.ln_final, final)
-    columns = model.unembed.W_U[:, list(letters)].float()
-    rows = []
-    for neuron in neurons:
-        post = cache[site_hook(model, neuron.layer, "post")][0, -1, neuron.index].float()
-        written = post * model.blocks[neuron.layer].mlp.W_out[neuron.index].float()
-        rows.append((neuron.layer, neuron.index, post.item(), *(through(written[None]) @ columns)[0].tolist()))
-    return pd.DataFrame(rows, columns=["layer", "neuron", "activation", *LETTERS])
+def direct_writes(model: HookedModel, tokens: Tokens, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
+    """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one).
+
+    One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column a letter. Raises
+    ModelError for an architecture whose blocks or logits are not understood (see `models.readout`).
+    """
+    read, rows = Readout(model, tokens[None], list(neurons.by_layer())), {}
+    for layer, indices in neurons.by_layer().items():
+        post = read.post(layer)[0, indices]
+        shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].float()
+        logits = linear_logits(model, read.added(layer, shares), letters, held_at=read.final())
+        for row in zip(indices, post.tolist(), *logits.T.tolist(), strict=True):
+            rows[layer, row[0]] = (layer, *row)
+    ordered = [rows[neuron.layer, neuron.index] for neuron in neurons]
+    return pd.DataFrame(ordered, columns=["layer", "neuron", "activation", *LETTERS])
 
 
 def attention_shares(model: HookedModel, cache: Cache, of: list[str], last: int) -> pd.DataFrame:

@@ -6,15 +6,16 @@ from collections.abc import Iterable
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from qrnca_lens.models import HookedModel, check_hooked, mlp_width
+from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width
+from qrnca_lens.models.norms import norm_parts
+from qrnca_lens.models.readout import linear_logits
 from qrnca_lens.models.sites import is_gated, norm_after_mlp, norm_before_mlp
 from qrnca_lens.neurons import Neuron, neuron_set
 
 PROJECTION_COLUMNS = ["layer", "neuron", "rank", "promoted", "promoted_logit", "suppressed", "suppressed_logit"]
-_BATCH, _COLUMNS = 128, 16384
+_BATCH = 128
 _SPACES = "▁Ġ"
 
 
@@ -22,8 +23,8 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     """The `k` tokens that each neuron raises most and lowers most when its activation is positive (paper, table 5).
 
     A neuron's row of W_out (d_model), through the norm after the MLP where there is one (Gemma 2, OLMo 2), is taken as a
-    residual-stream vector and sent through the model's final norm (`ln_final`) and `unembed`, in float32; what the zero
-    vector gives there (the biases of norm and unembedding, the same for every neuron) does not count. The norm stretches
+    residual-stream vector and sent through the model's final norm (`ln_final`) and `unembed`, in float32, before a soft
+    cap; the biases of norms and unembedding, the same for every neuron, do not count. The norm stretches
     every row to one length, as if the neuron wrote alone: the scale of the logits is arbitrary, and only their order and
     their relative size within one neuron count. A negative activation swaps the two sides. Nothing between the neuron's
     layer and the output is followed.
@@ -39,11 +40,11 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to project")
     chosen.check_inside(model.cfg.n_layers, mlp_width(model))
+    known = min(len(model.tokenizer), model.unembed.W_U.shape[1])
+    if not 1 <= k <= known:
+        raise ValueError(f"k must lie in 1 to {known} (the vocabulary), not {k}")
     rows = torch.stack([_written(model, neuron) for neuron in chosen])
-    offset = _to_logits(model, torch.zeros_like(rows[:1]))
-    if not 1 <= k <= offset.shape[-1]:
-        raise ValueError(f"k must lie in 1 to {offset.shape[-1]} (the vocabulary), not {k}")
-    found = [_extremes(_to_logits(model, part) - offset, k) for part in rows.split(_BATCH)]
+    found = [_extremes(linear_logits(model, part, slice(known)), k) for part in rows.split(_BATCH)]
     values, ids = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
     shown: dict[int, str] = {i: _spelled(model.tokenizer, i) for row in ids for i in row}
     made = [
@@ -68,7 +69,7 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
     mlp, norm = model.blocks[neuron.layer].mlp, norm_before_mlp(model, neuron.layer)
     directions = {"gate": mlp.W_gate, "up": mlp.W_in} if is_gated(model) else {"pre": mlp.W_in}
     columns = torch.stack([weights[:, neuron.index] for weights in directions.values()], dim=1).float()
-    with torch.no_grad():
+    with exclusive(model), torch.no_grad():
         parts = model.W_E[: len(model.tokenizer)].split(4096)
         seen = torch.cat([(norm(part[None])[0] if norm else part).float() @ columns for part in parts])
     values, ids = _extremes(seen.T, min(k, len(seen)))
@@ -81,17 +82,9 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
 
 @torch.no_grad()
 def _written(model: HookedModel, neuron: Neuron) -> torch.Tensor:
-    """The direction that the neuron adds to the residual stream when its activation is positive."""
+    """The direction that the neuron adds to the residual stream when its activation is positive, float32."""
     row, norm = model.blocks[neuron.layer].mlp.W_out[neuron.index], norm_after_mlp(model, neuron.layer)
-    return norm(row[None, None])[0, 0] if norm else row
-
-
-@torch.no_grad()
-def _to_logits(model: HookedModel, rows: Float[torch.Tensor, "row d_model"]) -> Float[torch.Tensor, "row token"]:
-    """Logits of residual-stream vectors, without the unembedding's bias, for the tokens that the tokenizer knows."""
-    normed = model.ln_final(rows[:, None])[:, 0].float()
-    columns = model.unembed.W_U[:, : len(model.tokenizer)]
-    return torch.cat([normed @ part.float() for part in columns.split(_COLUMNS, dim=1)], dim=1)
+    return norm_parts(model, norm, row).held_at(row[None])(row[None])[0] if norm else row.float()
 
 
 def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch.nn.utils.rnn import pad_sequence
 
-from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
+from qrnca_lens.models.finite import check_logits
+from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook
 from qrnca_lens.models.tokens import to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.shapes import Tokens
+
+Rows = Int[torch.Tensor, "row longest"]
 
 
 def last_positions(
@@ -20,18 +23,16 @@ def last_positions(
 ) -> Iterator[tuple[list[int], Float[torch.Tensor, "row token"], Float[torch.Tensor, "row neuron"]]]:
     """Read each prompt once: (positions in `texts`, logits after them, what W_out multiplies there), batch after batch.
 
-    The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded and hooks on the
-    last position (see `editing`) act where they should.
+    The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded. ModelError for
+    logits that are NaN or infinite.
     """
     tokens = [to_tokens(model, text) for text in texts]
     names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
-    for rows in _batches_of_one_length(tokens, batch):
-        together, kept = torch.stack([tokens[i] for i in rows]), {}
-        with torch.no_grad():
-            if names:
-                logits, kept = model.run_with_cache(together, names_filter=lambda name: name in names)
-            else:
-                logits = model(together)
+    for rows in batches_of_one_length(tokens, batch):
+        together = torch.stack([tokens[i] for i in rows])
+        logits, kept = _read(model, together, torch.ones_like(together), set(names))
+        for i, row in zip(rows, logits[:, -1], strict=True):
+            check_logits(model, texts[i], tokens[i], row)
         found = [kept[name][:, -1, indices] for name, indices in names.items()]
         yield rows, logits[:, -1], torch.cat([logits.new_empty(len(rows), 0), *found], dim=1)
 
@@ -58,12 +59,36 @@ def token_activations(
         return []
     name = site_hook(model, neuron.layer, "post")
     stop = {"stop_at_layer": neuron.layer + 1} if is_hooked_transformer(model) else {}
-    with torch.no_grad():
-        _, cache = model.run_with_cache(pad_sequence(tokens, batch_first=True), names_filter=name, **stop)
+    _, kept = _read(model, *right_padded(tokens), {name}, **stop)
     return [
         (token_texts(model, ids), row[: len(ids), neuron.index].float().cpu())
-        for ids, row in zip(tokens, cache[name], strict=True)
+        for ids, row in zip(tokens, kept[name], strict=True)
     ]
+
+
+@torch.no_grad()
+def _read(
+    model: HookedModel, tokens: Rows, mask: Rows, names: set[str], **stop: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What the model gives for `tokens`, and the tensors at the hooks `names`."""
+    with exclusive(model):
+        if not names:
+            return model(tokens, attention_mask=mask, **stop), {}
+        given, cache = model.run_with_cache(
+            tokens, attention_mask=mask, names_filter=lambda name: name in names, return_cache_object=False, **stop
+        )
+    return given, {name: cache[name] for name in names}
+
+
+def right_padded(tokens: Sequence[torch.Tensor]) -> tuple[Rows, Rows]:
+    """Prompts of any lengths as one batch, and its attention mask.
+
+    What fills them up stands on the right, where a causal model's earlier positions see nothing. The mask also tells
+    hooks on the last position (see `editing`) where each row ends.
+    """
+    ids = pad_sequence(list(tokens), batch_first=True)
+    lengths = torch.tensor([len(row) for row in tokens], device=ids.device)
+    return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
 
 
 def token_texts(model: HookedModel, tokens: Tokens) -> list[str]:
@@ -73,7 +98,7 @@ def token_texts(model: HookedModel, tokens: Tokens) -> list[str]:
     return [str(piece) if "\ufffd" in text else text for text, piece in zip(texts, pieces, strict=True)]
 
 
-def _batches_of_one_length(tokens: Sequence[torch.Tensor], batch: int) -> list[list[int]]:
+def batches_of_one_length(tokens: Sequence[torch.Tensor], batch: int) -> list[list[int]]:
     """The positions of `tokens`, at most `batch` together, all of one length: nothing needs padding."""
     lengths: dict[int, list[int]] = {}
     for i, ids in enumerate(tokens):

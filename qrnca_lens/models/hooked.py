@@ -1,21 +1,36 @@
-"""The two hooked model classes, and the only place that knows that one of them can be missing.
+"""The two hooked model classes, and the rule that one thread at a time runs a model or hooks it.
 
-TransformerLens 4 has no HookedTransformer: there `HOOKED_CLASSES` holds the bridge alone, and `load_model` returns bridges.
+The only place that knows that one of the classes can be missing: TransformerLens 4 has no HookedTransformer, there
+`HOOKED_CLASSES` holds the bridge alone, and `load_model` returns bridges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
+import torch
 import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
+
+from qrnca_lens.models.errors import BusyModelError
 
 HookedTransformer: type[Any] | None = getattr(transformer_lens, "HookedTransformer", None)
 HOOKED_CLASSES: tuple[type[Any], ...] = tuple(c for c in (HookedTransformer, TransformerBridge) if c is not None)
 HookedModel: TypeAlias = Any
 """A HookedTransformer or a TransformerBridge; `checks.check_hooked` refuses everything else."""
+HookFunction = Callable[..., torch.Tensor | None]
+"""What is called at a hook point with the tensor there and `hook=`, the point itself."""
+Hook = tuple[str, HookFunction]
+"""The name of a hook point and the function to call there."""
+
+PATIENCE = 60.0
+"""How many seconds a thread waits for a model that another one uses, before a BusyModelError."""
+_LOCKS: WeakKeyDictionary[HookedModel, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 def is_hooked_transformer(model: HookedModel) -> bool:
@@ -44,3 +59,46 @@ def without_edits(model: HookedModel) -> Iterator[None]:
         for hooks, before in kept:
             hooks.clear()
             hooks.update(before)
+
+
+@contextmanager
+def exclusive(model: HookedModel) -> Iterator[None]:
+    """The model for this thread alone while the block runs; other threads that ask for it wait.
+
+    Blocks of one thread nest. Raises BusyModelError after `PATIENCE` seconds.
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    if not lock.acquire(timeout=PATIENCE):
+        raise BusyModelError(
+            f"another thread has used {model.cfg.model_name} for {PATIENCE:g} s: it runs it, or holds it in an open block "
+            "such as `with suppress(...)`; leave the block before you wait for this thread, or give it a model of its own"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def with_hooks(model: HookedModel, hooks: Sequence[Hook]) -> Iterator[None]:
+    """`exclusive`, with forward hooks that go away when the block ends, however it ends.
+
+    Another thread that runs the model all the same, past this package, meets a BusyModelError at the first of the hooks.
+    """
+    with exclusive(model), model.hooks(fwd_hooks=[(name, _of_this_thread(model, hook)) for name, hook in hooks]):
+        yield
+
+
+def _of_this_thread(model: HookedModel, function: HookFunction) -> HookFunction:
+    owner = threading.get_ident()
+
+    def checked(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:
+        if threading.get_ident() != owner:
+            raise BusyModelError(
+                f"another thread has hooks on {model.cfg.model_name}, which would change what this one reads; open the "
+                "block in the thread that runs the model, or give each thread a model of its own"
+            )
+        return function(tensor, hook=hook)
+
+    return checked

@@ -18,7 +18,8 @@ from qrnca_lens.models.hooked import HookedModel
 Site = Literal["up", "gate", "pre", "post"]
 _GATED = {"up": "mlp.hook_pre_linear", "gate": "mlp.hook_pre", "post": "mlp.hook_post"}
 _PLAIN = {"pre": "mlp.hook_pre", "post": "mlp.hook_post"}
-RESID_PRE, RESID_POST, MLP_OUT = "hook_resid_pre", "hook_resid_post", "hook_mlp_out"
+RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
+ATTN_OUT, MLP_OUT = "hook_attn_out", "hook_mlp_out"
 VALUES, MIXED, PATTERN = "attn.hook_v", "attn.hook_z", "attn.hook_pattern"
 
 
@@ -73,11 +74,16 @@ def norm_before_mlp(model: HookedModel, layer: int) -> Any | None:
 
 
 def norm_after_mlp(model: HookedModel, layer: int) -> Any | None:
-    """The norm between W_out and the residual stream (Gemma 2 and 3, OLMo 2); None in most models."""
+    """The norm between W_out and the residual stream (Gemma 2 and 3, OLMo 2, Exaone 4, GLM 4); None in most models."""
     block = model.blocks[layer]
     if getattr(block, "mlp_reads_resid_directly", False):
         return block.ln2
     return getattr(block, "ln2_post", None)
+
+
+def residual_factor(model: HookedModel, layer: int) -> float:
+    """What attention's and MLP's outputs are multiplied by on their way to the residual stream (Granite); else 1."""
+    return float(getattr(model.blocks[layer], "residual_contribution_scale", 1.0))
 
 
 def mlp_width(model: HookedModel) -> int:

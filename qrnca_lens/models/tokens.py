@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.data import LETTERS
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
+from qrnca_lens.models.hooked import HookedModel
 from qrnca_lens.shapes import Tokens
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -27,28 +27,14 @@ def to_tokens(model: HookedModel, prompt: str | Tokens) -> Tokens:
 
     So a BOS is added exactly where the model's own settings add one (`cfg.default_prepend_bos`). Where the text begins with
     the BOS already, a second one is dropped with a warning; an EOS that the tokenizer appends is dropped, because the answer
-    is to follow. Raises ModelError for an empty prompt, one longer than the model's context (nothing is cut), ids outside
-    the vocabulary, and one that begins with the padding token where TransformerLens would hide it; TypeError for anything
-    but a text or a tensor of whole numbers, [position] or [1, position].
+    is to follow. Raises ModelError for an empty prompt, one longer than the model's context (nothing is cut) and ids outside
+    the vocabulary; TypeError for anything but a text or a tensor of whole numbers, [position] or [1, position].
     """
     ids = _text_tokens(model, prompt) if isinstance(prompt, str) else _checked_ids(model, prompt)
     if len(ids) > model.cfg.n_ctx:
         shown = _short(prompt) if isinstance(prompt, str) else "given as tokens"
         raise ModelError(f"the prompt has {len(ids)} tokens, the model's context holds {model.cfg.n_ctx}: {shown}")
-    if _hides_first(model, int(ids[0])):
-        raise ModelError(
-            f"the prompt begins with {model.tokenizer.pad_token!r}, which is the padding token, and this tokenizer pads on "
-            "the left, so that TransformerLens would hide it; set model.tokenizer.padding_side = 'right'"
-        )
     return ids.to(device_of(model))
-
-
-def _hides_first(model: HookedModel, first: int) -> bool:
-    """Whether a HookedTransformer takes a prompt's first token for padding."""
-    tokenizer = model.tokenizer
-    if not is_hooked_transformer(model) or tokenizer.padding_side != "left" or first != tokenizer.pad_token_id:
-        return False
-    return not (model.cfg.default_prepend_bos and tokenizer.bos_token_id == tokenizer.pad_token_id)
 
 
 def _text_tokens(model: HookedModel, prompt: str) -> Tokens:

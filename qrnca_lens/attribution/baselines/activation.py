@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from qrnca_lens.attribution.baselines.registry import Asked, register
-from qrnca_lens.models import site_hook, to_tokens
+from qrnca_lens.models import exclusive, site_hook, to_tokens
 from qrnca_lens.shapes import Scores
 
 
@@ -13,8 +13,9 @@ from qrnca_lens.shapes import Scores
 def activation(asked: Asked) -> Scores:
     """What W_out multiplies, at the last position."""
     names = [site_hook(asked.model, layer, "post") for layer in range(asked.model.cfg.n_layers)]
-    with torch.no_grad():
+    tokens = to_tokens(asked.model, asked.prompt.text)[None]
+    with exclusive(asked.model), torch.no_grad():
         _, cache = asked.model.run_with_cache(
-            to_tokens(asked.model, asked.prompt.text)[None], names_filter=lambda name: name in names
+            tokens, attention_mask=torch.ones_like(tokens), names_filter=lambda name: name in names
         )
     return torch.stack([cache[name][0, -1] for name in names]).float().cpu()

@@ -1,0 +1,144 @@
+"""Where each row of a batch ends. Hooks see activations alone, so the tokens and the mask of every pass are watched."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from jaxtyping import Int
+
+from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
+
+_REMEDY = "pass attention_mask with the call, or scale at all positions"
+
+
+class RowEnds(threading.local):
+    """Where the rows end of the pass that runs in this thread; made by `row_ends`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.tokens: torch.Tensor | None = None
+        self.mask: Any = None
+        self.generating = False
+
+    def of(self, values: torch.Tensor) -> Int[torch.Tensor, " row"]:
+        """The last position of each row of `values` [row, position, ...], which a hook of this pass sees.
+
+        By the attention mask where there is one, else by the padding that a row of tokens ends in. It is the last one of
+        all where there is nothing to tell rows apart (single tokens, embeddings without a mask) and in `generate`, which
+        samples from there. Raises ValueError where a row may end in padding or in text.
+        """
+        rows, length = values.shape[:2]
+        if length > 1 and not self.generating:
+            if self.mask is not None:
+                return _by_mask(self.mask, rows, length).to(values.device)
+            if self.tokens is not None:
+                return _by_padding(self.tokens, self._tokenizer, rows, length).to(values.device)
+        return torch.full((rows,), length - 1, device=values.device)
+
+
+@contextmanager
+def row_ends(model: HookedModel) -> Iterator[RowEnds]:
+    """Watch the model's passes while the block runs, also those inside run_with_cache, run_with_hooks and generate."""
+    ends = RowEnds(model.tokenizer)
+    with ExitStack() as stack:
+        if is_hooked_transformer(model):
+            stack.enter_context(_replaced(model, "forward", lambda forward: _watched(forward, ends, model)))
+        else:
+            stack.enter_context(_replaced(model.original_model, "forward", lambda forward: _watched(forward, ends, None)))
+        for name in ("generate", "hf_generate"):
+            if hasattr(model, name):
+                stack.enter_context(_replaced(model, name, lambda generate: _generating(generate, ends)))
+        yield ends
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """A method of one object replaced while the block runs. Blocks may nest."""
+    before = vars(owner).get(name)
+    setattr(owner, name, by(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | None) -> Callable[..., Any]:
+    """`forward` of a HookedTransformer (`hooked`) or of a bridge's Hugging Face model (None), its input noted in `ends`."""
+    signature = inspect.signature(forward)
+
+    @wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        ends.tokens = given.get("input_ids") if hooked is None else _tokens_of(hooked, given)
+        ends.mask = given.get("attention_mask")
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            ends.tokens = ends.mask = None
+
+    return watched
+
+
+def _tokens_of(model: HookedModel, given: dict[str, Any]) -> torch.Tensor | None:
+    """The tokens [row, position] of a HookedTransformer's pass; None for residual streams without them."""
+    if given.get("start_at_layer") is not None:
+        return given.get("tokens")
+    tokens = given["input"]
+    if isinstance(tokens, str | list):
+        chosen = {name: given[name] for name in ("prepend_bos", "padding_side") if name in given}
+        tokens = model.to_tokens(tokens, **chosen)
+    return tokens if tokens.dim() > 1 else tokens[None]
+
+
+def _generating(generate: Callable[..., Any], ends: RowEnds) -> Callable[..., Any]:
+    @wraps(generate)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        before, ends.generating = ends.generating, True
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            ends.generating = before
+
+    return watched
+
+
+def _by_mask(mask: Any, rows: int, length: int) -> torch.Tensor:
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or len(mask) != rows or mask.shape[1] < length:
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(
+            f"the attention mask ({shape}) does not say where {rows} rows of {length} tokens end; give it as [row, position]"
+        )
+    real = mask[:, -length:] != 0  # with a KV cache the mask covers the cached tokens too
+    if not real.any(1).all():
+        raise ValueError(f"row {int(real.any(1).int().argmin())} is all padding: it has no last token to scale at")
+    return (torch.arange(length, device=mask.device) * real).amax(1)
+
+
+def _by_padding(tokens: torch.Tensor, tokenizer: Any, rows: int, length: int) -> torch.Tensor:
+    if tokens.shape != (rows, length):
+        raise ValueError(f"activations of {rows} rows of {length} tokens do not belong to tokens {tuple(tokens.shape)}")
+    pad, others = tokenizer.pad_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    clear = pad is not None and pad not in others
+    candidates = (pad,) if clear else (pad, *others)
+    padding = torch.tensor([token for token in candidates if token is not None], dtype=torch.long, device=tokens.device)
+    after = torch.isin(tokens, padding).flip(1).long().cumprod(1).sum(1)
+    if clear:
+        if (after == length).any():
+            raise ValueError(f"row {int(after.argmax())} is all padding: it has no last token to scale at")
+        return length - 1 - after
+    if (after > int(rows == 1)).any():
+        row = int(after.argmax())
+        raise ValueError(
+            f"row {row} ends in {tokenizer.decode(tokens[row, -1:])!r}, which this tokenizer has for padding and for text "
+            f"alike, so where the row ends cannot be known; {_REMEDY}"
+        )
+    return length - 1 - torch.zeros_like(after)
