@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +11,7 @@ from qrnca_lens.attribution.quadrature import Rule
 from qrnca_lens.models import Site
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.shapes import LayerValues, Scores
+from qrnca_lens.shown import notebook
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ class Attribution:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>" + self.top(10).to_html(index=False)
+        return notebook(repr(self), self.top(10))

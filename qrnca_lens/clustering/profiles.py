@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shown import notebook
 
 Profiles = Float[np.ndarray, "neuron query"]
 Labels = Int[np.ndarray, " neuron"]
@@ -87,9 +88,9 @@ class NeuronClusters:
 
     def _repr_html_(self) -> str:
         sizes = self.table["cluster"].value_counts().sort_index()
-        shown = self.groups.round(2)
-        shown.insert(0, "neurons", sizes)
-        return f"<p>{self!r}</p>{shown.to_html()}"
+        shares = self.groups.reset_index()
+        shares.insert(1, "neurons", sizes.to_numpy())
+        return notebook(repr(self), shares)
 
 
 def hierarchical(profiles: Profiles, k: int, seed: int) -> Labels:

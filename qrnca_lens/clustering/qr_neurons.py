@@ -23,6 +23,7 @@ from qrnca_lens.clustering.refine import (
 )
 from qrnca_lens.data import QuerySet
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shown import notebook
 from qrnca_lens.store import read_json, read_table, whole_folder, write_json, write_table
 
 
@@ -171,8 +172,8 @@ class QRNeurons:
         )
 
     def _repr_html_(self) -> str:
-        per_group = self.per_query().groupby("group", sort=False).agg(queries=("query", "size"), qr=("qr", "mean"))
-        return f"<p>{self!r}</p>{per_group.round(1).to_html()}{self.top(10).round(3).to_html(index=False)}"
+        by_group = self.per_query().groupby("group", sort=False, as_index=False)
+        return notebook(repr(self), by_group.agg(queries=("query", "size"), qr=("qr", "mean")), self.top(10))
 
 
 def _neurons(rows: pd.DataFrame) -> NeuronSet:

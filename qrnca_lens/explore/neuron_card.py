@@ -25,6 +25,7 @@ from qrnca_lens.localization.projection import promoted_tokens, read_tokens
 from qrnca_lens.models import HookedModel
 from qrnca_lens.models.activity import last_activations
 from qrnca_lens.neurons import Neuron, NeuronSet, neuron_at
+from qrnca_lens.shown import escaped
 
 EFFECT_QUERIES, SHOWN_SCORES = 24, 8
 EFFECT_TITLES = {"P untouched": "P", "P ablated (x 0)": "P x 0", "P doubled (x 2)": "P x 2"}
@@ -212,7 +213,7 @@ def _ranks_shown(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _example_html(example: Example, highest: float) -> str:
     last = example.values[-1]
-    title = f"{html.text(example.query)} ({html.text(example.group)}), last token {last:.4g}"
+    title = f"{escaped(example.query)} ({escaped(example.group)}), last token {last:.4g}"
     return f"<p><b>{title}</b></p>{coloured_tokens(example.tokens, example.values, highest)}"
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.explore.components import MOUNT, library
 from qrnca_lens.explore.explorer import script
-from qrnca_lens.explore.html import style, text
+from qrnca_lens.explore.html import style
 from qrnca_lens.explore.session import Session
 from qrnca_lens.models import HookedModel
 from qrnca_lens.neurons import Neuron
 from qrnca_lens.pipeline import progress_bar
 from qrnca_lens.report import write_shell
+from qrnca_lens.shown import escaped
 
 TOP, PER_GROUP, EFFECT_QUERIES = 3, 6, 8
 
@@ -55,7 +56,7 @@ def write_explorer(
         f"those of all queries. Model {located.model.name}."
     )
     body = (
-        f'<p>{text(words)}</p><div id="explorer">This page needs JavaScript, and a browser of 2023 or later.</div>'
+        f'<p>{escaped(words)}</p><div id="explorer">This page needs JavaScript, and a browser of 2023 or later.</div>'
         f'<script type="text/plain" id="data">{packed}</script><script>{library()}{MOUNT}</script>'
         f'<script>{script()}openPage(document.getElementById("explorer"), document.getElementById("data"));</script>'
     )

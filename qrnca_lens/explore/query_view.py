@@ -17,6 +17,7 @@ from qrnca_lens.explore.runs import asked_query, model_of
 from qrnca_lens.models import HookedModel, option_tokens
 from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.shown import escaped
 
 FACTORS = tuple(step / 4 for step in range(17))  # 0 to 4
 ALL = "all QR neurons"
@@ -81,7 +82,7 @@ class QueryView(html.View):
         letters = {letter: every[letter].tolist() for letter in LETTERS}
         return "".join(
             [
-                html.section(heading, f"<pre>{html.text(asked.text)}</pre>", html.table(self.letters)),
+                html.section(heading, f"<pre>{escaped(asked.text)}</pre>", html.table(self.letters)),
                 html.section(
                     "Dose and response",
                     html.note(
