@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.localization import group_heatmap, layer_counts
 from qrnca_lens.shown import plotly_label, plotly_whole
+from qrnca_lens.values import listed
 
 # grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
 INK, GRID = "#7d8590", "rgba(125,133,144,0.25)"
@@ -34,7 +35,8 @@ TEMPLATE = go.layout.Template(
 
 def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: int = 128) -> go.Figure:
     """One panel a group: layer x neuron index, colour = summed naica (paper, figure 5). KeyError for an unknown group."""
-    maps = [group_heatmap(located, group, bins=bins) for group in (groups or located.groups)]
+    chosen = listed("groups", groups) if groups else located.groups
+    maps = [group_heatmap(located, group, bins=bins) for group in chosen]
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)
     titles = [plotly_label(m.group) for m in maps]

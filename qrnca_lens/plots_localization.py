@@ -14,6 +14,7 @@ from qrnca_lens.localization import layer_counts, overlap
 from qrnca_lens.localization.significance import TEST_COLUMNS
 from qrnca_lens.plots import INK, PALETTE, TEMPLATE, named_axis
 from qrnca_lens.shown import plotly_label, plotly_whole
+from qrnca_lens.values import whole_number
 
 MOST_CELLS = 20_000
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -90,7 +91,8 @@ def permutation(test_frame: pd.DataFrame) -> go.Figure:
         found = f"it lacks {', '.join(missing)}" if missing else "it is empty"
         raise ValueError(f"expected the frame of overlap_test or concentration_test, but {found}")
     hover = test_frame[["low", "high", "p", "p_corrected", "queries"]].to_numpy(dtype=float)
-    tail = "<br>p = %{customdata[2]:.4g}, after Holm %{customdata[3]:.4g}; %{customdata[4]:d} queries<br>%{hovertext}<extra></extra>"
+    tail = "<br>p = %{customdata[2]:.4g}, after Holm %{customdata[3]:.4g}; %{customdata[4]:d} queries"
+    tail += "<br>%{hovertext}<extra></extra>"
     above, below = test_frame["high"] - test_frame["permuted"], test_frame["permuted"] - test_frame["low"]
     bar = {"symmetric": False, "array": above.to_numpy(), "arrayminus": below.to_numpy(), "color": INK, "thickness": 3}
     names = test_frame["group"].tolist()
@@ -169,10 +171,8 @@ def layer_zoom(located: QRNeurons, group: str | None, layer: int, bins: int | No
     """
     if group is not None and group not in located.groups:
         raise KeyError(f"no group {group!r} in this result; there are {', '.join(located.groups)}")
-    if not 0 <= layer < located.model.n_layers:
-        raise ValueError(f"layer must lie in 0 to {located.model.n_layers - 1}, not {layer}")
-    if bins is not None and bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    layer = whole_number("layer", layer, at_least=0, at_most=located.model.n_layers - 1)
+    bins = None if bins is None else whole_number("bins", bins, at_least=1)
     width = 1 if bins is None else -(-located.model.d_mlp // bins)
     rows = located.table[located.table["layer"] == layer]
     rows = rows if group is None else rows[rows["group"] == group]

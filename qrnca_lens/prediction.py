@@ -39,6 +39,7 @@ from qrnca_lens.models import HookedModel, option_tokens
 from qrnca_lens.models.activity import last_activations
 from qrnca_lens.models.letters import letters_and_activations
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.values import seed_number
 
 _PENALTIES = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
@@ -54,6 +55,7 @@ def predict_from_neurons(
     `located` must rest on detection queries alone. Groups without QR neurons are left out.
     Raises ValueError if a query stands on both sides or `located` knows an evaluated query.
     """
+    seed = seed_number(seed)
     fitted = [query for queries in detection for query in queries]
     evaluated = {query.id for query in evaluation}
     for side, ids in (("detection", {query.id for query in fitted}), ("located", set(located.queries["query"]))):

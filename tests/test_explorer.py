@@ -168,7 +168,7 @@ def test_a_page_keeps_queries_that_have_neurons(run: tuple[Any, QRNeurons], tmp_
     assert all(1 <= len(query["neurons"]) <= 2 for query in catalog["queries"])
     with pytest.raises(IsADirectoryError, match=r"is a folder; give the name"):
         write_explorer(partly, tmp_path, model)
-    with pytest.raises(ValueError, match=r"top and per_group must be at least 1, not 0 and 6"):
+    with pytest.raises(ValueError, match=r"top must be at least 1, not 0"):
         write_explorer(partly, tmp_path / "page.html", model, top=0)
 
 

@@ -89,12 +89,12 @@ def test_every_figure_takes_texts_for_texts(located: QRNeurons, clusters: Neuron
     for name, figure in made.items():
         shown = list(texts(figure.to_plotly_json()))
         assert any("/script" in text for _, text in shown), f"{name} shows no hostile text: the test tests nothing"
-        for attribute, text in shown:
+        for key, text in shown:
             assert not re.findall(r"</?(?!br>|extra>|sub>)[a-zA-Z]", text), (name, text)
             assert "\x1b" not in text
-            if attribute not in ("hovertemplate", "texttemplate"):
-                assert "%{" not in text and "$" not in text and "extra>" not in text, (name, attribute, text)
-            assert attribute not in ("ticktext", "name", "title") or len(html.unescape(text)) <= 90, (name, attribute, text)
+            if key not in ("hovertemplate", "texttemplate"):
+                assert "%{" not in text and "$" not in text and "extra>" not in text, (name, key, text)
+            assert key not in ("ticktext", "name", "title") or len(html.unescape(text)) <= 90, (name, key, text)
         whole = [html.unescape(text.replace("<br>", "")) for _, text in shown]
         assert name == "layer_zoom" or any(visible(HOSTILE) in text for text in whole), (
             f"{name} tells the whole text nowhere"

@@ -12,6 +12,7 @@ from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
 from qrnca_lens.models import HookedModel, Site, check_hooked, check_site, is_hooked_transformer, target_id, to_tokens
+from qrnca_lens.values import whole_number
 
 
 class AttributionError(RuntimeError):
@@ -41,6 +42,7 @@ def attribute(
     of steps that is none; AttributionError for NaN or infinite scores.
     """
     check_hooked(model)
+    steps = whole_number("steps", steps)
     token = target_id(model, target)
     path = integrate_objective(model, prompt, probability_of(token), steps=steps, rule=rule, site=site)
     gap = path.scores.sum(1) - (path.untouched - path.at_zero)

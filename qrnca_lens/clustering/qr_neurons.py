@@ -25,6 +25,7 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.shown import notebook
 from qrnca_lens.store import read_json, read_table, whole_folder, write_json, write_table
+from qrnca_lens.values import listed, whole_number
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class QRNeurons:
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` neurons with the highest naica summed over all queries: layer, neuron, naica, queries, groups."""
-        return _ranked(self.table).head(k)
+        return _ranked(self.table).head(whole_number("k", k, at_least=1))
 
     def per_query(self) -> pd.DataFrame:
         """One row a query: query, group, prompts, probability, gap, cluster (its size), qr (number of QR neurons)."""
@@ -150,7 +151,7 @@ class QRNeurons:
 
         KeyError for an unknown id, ValueError for too few queries.
         """
-        kept = set(queries)
+        kept = set(listed("queries", queries))
         unknown = kept - set(self.queries["query"])
         if unknown:
             raise KeyError(f"no query {min(unknown)!r} in this result")

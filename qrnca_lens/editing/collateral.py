@@ -12,6 +12,7 @@ from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
 from qrnca_lens.models import HookedModel, to_tokens
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.values import number
 
 NEUTRAL_TEXT = (
     "The path followed the river for a mile and then turned between two low hills. In the afternoon the wind dropped, and "
@@ -25,7 +26,7 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
 
     Columns: query, accuracy_before, accuracy_after, p_before, p_after. Every prompt runs once for all edits.
     """
-    owners = list(edited)
+    owners, factor = list(edited), number("factor", factor)
     right, p = [], []
     for query in queries:
         prompt = query.prompts[0]
@@ -48,6 +49,7 @@ def neutral_loss(
 ) -> pd.DataFrame:
     """One row a query of `edited`: the mean next-token loss (nats) on a neutral text, untouched and with its neurons scaled
     at all positions: query, loss_before, loss_after."""
+    factor = number("factor", factor)
     tokens = to_tokens(model, text)[None]
     before = _loss(model, tokens)
     rows = []

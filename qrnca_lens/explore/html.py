@@ -8,8 +8,8 @@ from importlib.resources import files
 
 import pandas as pd
 
-from qrnca_lens.explore.components import MOUNT, library
 from qrnca_lens import shown
+from qrnca_lens.explore.components import MOUNT, library
 from qrnca_lens.neurons import Neuron
 
 

@@ -19,6 +19,7 @@ from qrnca_lens.neurons import Neuron
 from qrnca_lens.pipeline import progress_bar
 from qrnca_lens.report import write_shell
 from qrnca_lens.shown import escaped
+from qrnca_lens.values import whole_number
 
 TOP, PER_GROUP, EFFECT_QUERIES = 3, 6, 8
 
@@ -39,8 +40,7 @@ def write_explorer(
     the shipped model can be left out. Raises ValueError for a `top` or `per_group` below 1, IsADirectoryError for a folder,
     RunError for another model than the run's.
     """
-    if top < 1 or per_group < 1:
-        raise ValueError(f"top and per_group must be at least 1, not {top} and {per_group}")
+    top, per_group = whole_number("top", top, at_least=1), whole_number("per_group", per_group, at_least=1)
     if Path(out).is_dir():
         raise IsADirectoryError(f"{out} is a folder; give the name of the page's file")
     session = Session(model, located)

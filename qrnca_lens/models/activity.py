@@ -13,6 +13,7 @@ from qrnca_lens.models.sites import site_hook
 from qrnca_lens.models.tokens import to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.shapes import Tokens
+from qrnca_lens.values import whole_number
 
 
 def last_positions(
@@ -23,6 +24,7 @@ def last_positions(
     The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded and hooks on the
     last position (see `editing`) act where they should.
     """
+    batch = whole_number("batch", batch, at_least=1)
     tokens = [to_tokens(model, text) for text in texts]
     names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
     for rows in _batches_of_one_length(tokens, batch):

@@ -24,6 +24,7 @@ from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.pipeline import locate, progress_bar
 from qrnca_lens.prediction import predict_from_neurons
 from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
+from qrnca_lens.values import seed_number, whole_number
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
 
@@ -47,6 +48,10 @@ class Sample:
     """Edited queries a group whose effect on all other queries is measured."""
     permutations: int = 1000
     """Shuffles of the group labels in the significance tests."""
+
+    def __post_init__(self) -> None:
+        for name in ("extended", "collateral", "permutations"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), at_least=1))
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Reproduction:
 def subject(source: str, *, seed: int = 0, per_group: int | None = None) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries."""
     name = f"atlas/{source}" if source in ("domains", "languages") else source
+    seed = seed_number(seed)
     queries = load_queries(name, seed=seed)
     if per_group is not None:
         queries = queries.sample(per_group, seed)
@@ -101,6 +107,7 @@ def reproduce(
 
     Raises RunError for a folder that holds another study.
     """
+    seed = seed_number(seed)
     config, sample, folder = config or QRNCAConfig(), sample or Sample(), Path(out)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
