@@ -27,6 +27,7 @@ from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, check_site, mlp_width, option_tokens, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
+from qrnca_lens.terminal import Description
 
 _FLUSH_SECONDS = 5.0
 _QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
@@ -206,7 +207,7 @@ def _versions() -> dict[str, str]:
 def progress_bar(shown: bool) -> Progress:
     """A progress bar with time left, on stderr; silent if not `shown`."""
     return Progress(
-        TextColumn("{task.description}"),
+        Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

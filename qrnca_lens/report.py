@@ -45,7 +45,6 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
 def write_shell(path: Path, title: str, body: str, *, head: str = "") -> Path:
     """Write a page with the common style around `body` and `head`, which are HTML already; returns its path."""
     name = escaped(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'

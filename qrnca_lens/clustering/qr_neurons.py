@@ -24,8 +24,9 @@ from qrnca_lens.clustering.refine import (
 from qrnca_lens.data import QuerySet
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.shown import notebook
-from qrnca_lens.store import read_json, read_table, whole_folder, write_json, write_table
+from qrnca_lens.store import read_json, read_table, write_json, write_table
 from qrnca_lens.values import listed, whole_number
+from qrnca_lens.writing import whole_folder
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ class QRNeurons:
         return self.queries.assign(**{name: n.fillna(0).astype(int) for name, n in counts.items()})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write parquet tables and a JSON header; the folder appears whole or not at all. FileExistsError if it is there."""
+        """Write parquet tables and a JSON header; the folder appears whole or not at all.
+
+        FileExistsError if it is there and not empty, or a link.
+        """
         with whole_folder(Path(folder)) as made:
             self.write_into(made)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
-import circuitsvis
 import numpy as np
 
+from qrnca_lens.packages import load
 from qrnca_lens.shown import escaped, visible_lines
 
 _CLOSE = "</script"
@@ -42,10 +43,19 @@ window.qrncaMount ??= (root) => {
 
 @lru_cache(maxsize=1)
 def library() -> str:
-    """The script of CircuitsVis as it ships in its Python package; it sets `window.CircuitsVis`, once in a page."""
-    script = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
-    script = script.rsplit("//# sourceMappingURL", 1)[0].replace(_CLOSE, "<\\/script")
-    return f"if (!window.CircuitsVis) {{\n{script}\nwindow.CircuitsVis = CircuitsVis; }}\n"
+    """The script of CircuitsVis as it ships in its Python package; it sets `window.CircuitsVis`, once in a page.
+
+    ModuleNotFoundError that says what to install where that package is missing.
+    """
+    folder = Path(str(load("circuitsvis").__file__)).parent
+    text = (folder / "dist" / "cdn" / "iife.js").read_text("utf-8")
+    text = text.rsplit("//# sourceMappingURL", 1)[0].replace(_CLOSE, "<\\/script")
+    return f"if (!window.CircuitsVis) {{\n{text}\nwindow.CircuitsVis = CircuitsVis; }}\n"
+
+
+def script() -> str:
+    """The explorer's own JavaScript: `mount` and `PageStore`."""
+    return files("qrnca_lens.explore").joinpath("explorer.js").read_text("utf-8")
 
 
 def component(name: str, fallback: str, **props: object) -> str:

@@ -25,17 +25,24 @@ from qrnca_lens.pipeline import locate, progress_bar
 from qrnca_lens.prediction import predict_from_neurons
 from qrnca_lens.store import RunError, differences, read_json, read_table, write_json, write_table
 from qrnca_lens.values import seed_number, whole_number
+from qrnca_lens.writing import plain_name
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set of the study: its queries, and the same questions in other shuffles (one may be enough)."""
+    """A data set of the study: its queries, and the same questions in other shuffles (one may be enough).
+
+    `name` is that of its folder and in its figures' file names. ValueError for one that cannot be.
+    """
 
     name: str
     queries: QuerySet
     renderings: tuple[QuerySet, ...]
+
+    def __post_init__(self) -> None:
+        plain_name(self.name)
 
 
 @dataclass(frozen=True)
