@@ -17,9 +17,10 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --ground: #ffffff; --rule: #d0d7de; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --ground: #0d1117; --rule: #30363d; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); margin: 0 auto; padding: 1.5rem;
-  max-width: 70rem; }
+  max-width: 70rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 0.5rem 0; } .scroll { overflow-x: auto; }
-th, td { border-bottom: 1px solid var(--rule); padding: 0.25rem 0.75rem; text-align: right; vertical-align: top; }
+th, td { border-bottom: 1px solid var(--rule); padding: 0.25rem 0.75rem; text-align: right; vertical-align: top;
+  max-width: 32rem; overflow-wrap: break-word; }
 th:first-child, td:first-child { text-align: left; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } p.note { opacity: 0.8; } pre { white-space: pre-wrap; }
 """

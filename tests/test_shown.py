@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
-from hostile import HOSTILE, LINK, check_html, hostile_queries
+from hostile import HOSTILE, LINK, check_html, figures_of, hostile_queries
 
 import qrnca_lens
 from qrnca_lens import plots, plots_localization
 from qrnca_lens.attribution import attribute
 from qrnca_lens.clustering import NeuronClusters, QRNCAConfig, QRNeurons, cluster_neurons
-from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.explore import circuit, neuron, show
 from qrnca_lens.explore.components import library
-from qrnca_lens.localization import overlap_test
 from qrnca_lens.neurons import Neuron
 from qrnca_lens.pipeline import locate
 from qrnca_lens.report import Section, write_page
@@ -41,24 +38,6 @@ def located(model_of: Callable[[str], Any]) -> QRNeurons:
 @pytest.fixture(scope="module")
 def clusters(located: QRNeurons) -> NeuronClusters:
     return cluster_neurons(located, min_queries=1, bootstraps=2, k=2)
-
-
-def figures_of(located: QRNeurons, clusters: NeuronClusters) -> dict[str, go.Figure]:
-    """A figure of every function that makes one."""
-    group, layer = located.groups[0], int(located.table["layer"].iloc[0])
-    rows = [(q, located.asked[q].group) for q in located.queries["query"]]
-    effects = pd.DataFrame(rows, columns=["query", "group"]).assign(factor=0.0)
-    effects = effects.assign(p_before=0.5, p_after=0.2, p_unrelated_before=0.5, p_unrelated_after=0.4)
-    return {
-        "heatmap": plots.heatmap(located),
-        "layers": plots.layers(located),
-        "changes": plots.changes(group_changes(effects)),
-        "overlap_matrix": plots_localization.overlap_matrix(located),
-        "layer_distribution": plots_localization.layer_distribution(located),
-        "permutation": plots_localization.permutation(overlap_test(located, 9).assign(statistic=HOSTILE)),
-        "neuron_clusters": plots_localization.neuron_clusters(clusters),
-        "layer_zoom": plots_localization.layer_zoom(located, group, layer),
-    }
 
 
 def texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
