@@ -34,8 +34,13 @@ TEMPLATE = go.layout.Template(
 
 
 def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: int = 128) -> go.Figure:
-    """One panel a group: layer x neuron index, colour = summed naica (paper, figure 5). KeyError for an unknown group."""
-    chosen = listed("groups", groups) if groups else located.groups
+    """One panel a group: layer x neuron index, colour = summed naica (paper, figure 5).
+
+    KeyError for an unknown group, ValueError for none at all.
+    """
+    chosen = located.groups if groups is None else listed("groups", groups)
+    if not chosen:
+        raise ValueError("groups is empty; give at least one, or None for all")
     maps = [group_heatmap(located, group, bins=bins) for group in chosen]
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)

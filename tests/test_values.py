@@ -196,7 +196,9 @@ def test_the_slider_takes_its_own_factors(factor: Any, run: Run, short_queries: 
     assert type(explorer.selected["factor"]) is float
 
 
-def test_one_text_is_no_list(run: Run) -> None:
+def test_one_text_is_no_list_and_no_group_is_not_all(run: Run) -> None:
+    with pytest.raises(ValueError, match="groups is empty"):
+        plots.heatmap(run[1], [])
     for use in (run[1].asked.keep, run[1].restrict, lambda text: plots.heatmap(run[1], text)):
         with pytest.raises(TypeError, match="is a list of texts; give"):
             use("q1")

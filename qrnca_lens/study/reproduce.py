@@ -112,9 +112,12 @@ def reproduce(
 ) -> Reproduction:
     """Measure everything for every subject and keep it in `out`; interrupted and called again it goes on.
 
-    Raises RunError for a folder that holds another study.
+    Raises RunError for a folder that holds another study, ValueError for two subjects of one name.
     """
     seed = seed_number(seed)
+    names = [item.name for item in subjects]
+    if len(set(names)) < len(names):
+        raise ValueError(f"subjects need names of their own, not {', '.join(names)}: the folder of each has its name")
     config, sample, folder = config or QRNCAConfig(), sample or Sample(), Path(out)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
