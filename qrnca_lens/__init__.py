@@ -5,10 +5,10 @@ The public names are loaded on first use, so that importing the package costs no
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from qrnca_lens._version import __version__
+from qrnca_lens.packages import load
 
 if TYPE_CHECKING:
     from qrnca_lens import plots
@@ -115,7 +115,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'qrnca_lens' has no attribute {name!r}")
-    module = importlib.import_module(_PUBLIC[name])
+    module = load(_PUBLIC[name])
     value = module if name == "plots" else getattr(module, name)
     globals()[name] = value
     return value

@@ -18,6 +18,7 @@ from qrnca_lens.editing.effects import edit_effects, random_sets
 from qrnca_lens.models import HookedModel, ModelError, site_hook, with_hooks
 from qrnca_lens.models.letters import answers
 from qrnca_lens.pipeline import check_prompts, locate, without
+from qrnca_lens.values import whole_number
 
 FRESH_SEED = 20_250_227  # shuffles and distractors of the card; training draws its own
 UNSURE = 0.6  # queries with a lower P(letter) than this leave room for boosting
@@ -67,6 +68,8 @@ def measure_card(
     The zeroing table takes the layers one by one, and `recall_layers` together (None: all layers; for the shipped model,
     those of its recipe, into which its facts were trained). ModelError where the model can take no question of a set.
     """
+    per_group = None if per_group is None else whole_number("per_group", per_group, at_least=1)
+    effects_per_group = whole_number("effects_per_group", effects_per_group, at_least=1)
     recall = list(range(model.cfg.n_layers) if recall_layers is None else recall_layers)
     fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
     held = {name: load_queries(name, seed=FRESH_SEED, held_out=True) for name in SHIPPED}

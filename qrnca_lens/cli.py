@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from qrnca_lens._version import __version__
 from qrnca_lens.cli_errors import plain_errors
-from qrnca_lens.cli_queries import queries_app
+from qrnca_lens.cli_queries import Seed, queries_app
+from qrnca_lens.terminal import plain_log, say, say_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(queries_app, name="queries")
-_console = Console()
 Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
@@ -34,32 +31,32 @@ Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in i
 
 def _version(shown: bool) -> bool:
     if shown:
-        _console.print(f"qrnca_lens {__version__}")
+        say(f"qrnca_lens {__version__}")
         raise typer.Exit
     return shown
 
 
 @app.callback()
 def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    plain_log()
 
 
 @app.command()
 def demo(out: Out = Path("runs/demo")) -> None:
     """Locate the QR neurons of 72 questions on the shipped model and write a page that shows them."""
-    from qrnca_lens.demo import run_demo
-
     with plain_errors():
+        from qrnca_lens.demo import run_demo
+
         found = run_demo(out)
     prompt = found.query.prompts[0]
-    title = f"[bold]One question, of median effect[/bold] ({found.query.id}, {found.query.group})"
-    _console.print(f"\n{title}\n{prompt.text} {prompt.letter}\n", highlight=False)
+    say(f"\nOne question, of median effect ({found.query.id}, {found.query.group})", style="bold")
+    say(f"{prompt.text} {prompt.letter}\n")
     _show(found.neurons, "Its query-relevant neurons")
     _show(found.edits, "Its answer when they are scaled")
     _show(found.effect, "All questions: mean change of P(right letter), 95 % intervals")
     _show(found.counts, "QR neurons by group and layer, counted once a question")
-    _console.print(f"{found.located!r}", highlight=False)
-    _console.print(f"Page: {found.page.resolve()}", highlight=False, soft_wrap=True)
+    say(repr(found.located))
+    say(f"Page: {found.page.resolve()}")
 
 
 @app.command()
@@ -68,29 +65,29 @@ def locate(
     queries: Annotated[str, typer.Option(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
     model: Model = "atlas",
     per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
-    steps: Annotated[int, typer.Option(help="m, nodes of the integral")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="m, nodes of the integral")] = 16,
     rule: Annotated[str, typer.Option(help="right, endpoints or gauss-legendre")] = "right",
     site: Annotated[str | None, typer.Option(help="up, gate, pre or post; default: the paper's for the model")] = None,
     threshold: Annotated[float, typer.Option(help="t, share of a template's highest score")] = 0.2,
-    top: Annotated[int, typer.Option(help="v, candidates a query")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="v, candidates a query")] = 20,
     common_share: Annotated[float, typer.Option(help="u, share of clusters that makes a neuron common")] = 0.3,
-    seed: Annotated[int, typer.Option(help="of distractors and option order")] = 0,
+    seed: Seed = 0,
     device: Device = None,
 ) -> None:
     """Find the QR neurons of every query and write them to a run folder."""
-    from qrnca_lens.clustering import QRNCAConfig
-    from qrnca_lens.data import load_queries
-    from qrnca_lens.models import load_model
-    from qrnca_lens.pipeline import locate as run
-
     with plain_errors():
+        from qrnca_lens.clustering import QRNCAConfig
+        from qrnca_lens.data import load_queries
+        from qrnca_lens.models import load_model
+        from qrnca_lens.pipeline import locate as run
+
         config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
         asked = load_queries(queries, seed=seed)
         asked = asked.sample(per_group, seed) if per_group else asked
         located = run(load_model(model, device=device), asked, config, out=out)
     _show(located.top(10), "Neurons with the highest naica over all queries")
     _show_failed(located.failed)
-    _console.print(f"{located!r}\nRun folder: {out}", highlight=False, soft_wrap=True)
+    say(f"{located!r}\nRun folder: {out}")
 
 
 @app.command()
@@ -98,20 +95,20 @@ def attribute(
     prompt: Annotated[str, typer.Option(help="the raw prompt; \\n stands for a line break")],
     target: Annotated[str, typer.Option(help="the token to explain, taken literally, such as ' B'")],
     model: Model = "atlas",
-    steps: int = 16,
-    rule: str = "right",
-    top: int = 20,
+    steps: Annotated[int, typer.Option(min=1, help="m, nodes of the integral")] = 16,
+    rule: Annotated[str, typer.Option(help="right, endpoints or gauss-legendre")] = "right",
+    top: Annotated[int, typer.Option(min=1, help="how many neurons to list")] = 20,
     device: Device = None,
 ) -> None:
     """Score every neuron for one token after one prompt."""
-    from qrnca_lens.attribution import attribute as run
-    from qrnca_lens.models import load_model
-
     with plain_errors():
+        from qrnca_lens.attribution import attribute as run
+        from qrnca_lens.models import load_model
+
         text = prompt.replace("\\n", "\n")
         found = run(load_model(model, device=device), text, target, steps=steps, rule=cast("Rule", rule))
     _show(found.top(top), f"Neurons for {target!r}")
-    _console.print(f"{found!r}", highlight=False)
+    say(repr(found))
 
 
 @app.command()
@@ -122,19 +119,20 @@ def card(
     device: Device = None,
 ) -> None:
     """Measure what a model answers, where its facts are and what its QR neurons do."""
-    from qrnca_lens.card import measure_card
-    from qrnca_lens.models import load_model
-    from qrnca_lens.models.atlas.recipe import Recipe
-    from qrnca_lens.store import write_text
-
-    recall = Recipe().recall_layers if model == "atlas" else None
     with plain_errors():
-        if out and not out.parent.is_dir():
-            raise FileNotFoundError(f"{out.parent}: no such folder for {out.name}")
+        from qrnca_lens.card import measure_card
+        from qrnca_lens.models import load_model
+        from qrnca_lens.models.atlas.recipe import Recipe
+        from qrnca_lens.store import write_text
+        from qrnca_lens.writing import check_target
+
+        recall = Recipe().recall_layers if model == "atlas" else None
+        if out:
+            check_target(out)
         text = measure_card(load_model(model, device=device), recall_layers=recall, per_group=per_group).to_markdown()
-    _console.print(text, highlight=False, markup=False, soft_wrap=True)
-    if out:
-        write_text(text, out)
+        if out:
+            write_text(text, out)
+    say(text)
 
 
 @app.command()
@@ -147,15 +145,15 @@ def explore(
     device: Device = None,
 ) -> None:
     """Write a run as one page to explore in a browser, without Python and without the network."""
-    from qrnca_lens.clustering import QRNeurons
-    from qrnca_lens.explore.page import write_explorer
-    from qrnca_lens.models import load_model
-
     with plain_errors():
+        from qrnca_lens.clustering import QRNeurons
+        from qrnca_lens.explore.page import write_explorer
+        from qrnca_lens.models import load_model
+
         located = QRNeurons.load(run)
         loaded = load_model(model, device=device) if model else None
         page = write_explorer(located, out, loaded, top=top, per_group=per_group)
-    _console.print(f"{page}  ({page.stat().st_size / 2**20:.1f} MiB)", highlight=False)
+    say(f"{page}  ({page.stat().st_size / 2**20:.1f} MiB)")
 
 
 @app.command()
@@ -164,24 +162,25 @@ def reproduce(
     model: Model = "atlas",
     queries: Annotated[str, typer.Option(help="comma-separated: domains, languages, or files")] = "domains,languages",
     per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: Device = None,
 ) -> None:
     """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
-    from qrnca_lens.models import load_model
-    from qrnca_lens.study import reproduce as run
-    from qrnca_lens.study import subject
-    from qrnca_lens.study.report import write_report
-    from qrnca_lens.study.statements import statements
-    from qrnca_lens.study.tables import failed
-
     with plain_errors():
+        from qrnca_lens.models import load_model
+        from qrnca_lens.study import reproduce as run
+        from qrnca_lens.study import subject
+        from qrnca_lens.study.report import write_report
+        from qrnca_lens.study.statements import statements
+        from qrnca_lens.study.tables import failed
+
         subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
         study = run(load_model(model, device=device), subjects, out, seed=seed)
         page = write_report(study)
-    _show(statements(study.results), "Which statements of the paper hold here")
-    _show_failed(failed(study.results))
-    _console.print(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}", highlight=False, soft_wrap=True)
+        held, left_out = statements(study.results), failed(study.results)
+    _show(held, "Which statements of the paper hold here")
+    _show_failed(left_out)
+    say(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}")
 
 
 def _show_failed(failed: pd.DataFrame) -> None:
@@ -190,9 +189,6 @@ def _show_failed(failed: pd.DataFrame) -> None:
 
 
 def _show(table: pd.DataFrame, title: str) -> None:
-    shown = Table(title=title, title_justify="left")
-    for name in table.columns:
-        shown.add_column(str(name), justify="left" if table[name].dtype.kind in "OTU" else "right")
-    for row in table.itertuples(index=False):
-        shown.add_row(*[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row])
-    _console.print(shown)
+    columns = [(str(name), table[name].dtype.kind not in "OTU") for name in table.columns]
+    rows = table.itertuples(index=False, name=None)
+    say_table(title, columns, [[f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
-from rich.console import Console
+
+from qrnca_lens.packages import told
+from qrnca_lens.terminal import say
 
 
 @contextmanager
@@ -15,13 +18,23 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. A command with a run folder goes on from here when it is given again.")
+        say("Interrupted. A command with a run folder goes on from here when it is given again.", error=True)
         raise typer.Exit(130) from None
+    except ModuleNotFoundError as error:
+        _end(told(error))
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        from qrnca_lens.store import RunError  # it loads pandas
-
-        if isinstance(error, RuntimeError) and not isinstance(error, RunError):
+        if not _names_its_remedy(error):
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() of a KeyError adds quotes
-        Console(stderr=True).print(f"Error: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        _end(error.args[0] if isinstance(error, KeyError) and error.args else error)  # str() of a KeyError adds quotes
+
+
+def _names_its_remedy(error: Exception) -> bool:
+    from qrnca_lens.attribution import AttributionError  # both load heavy packages
+    from qrnca_lens.store import RunError
+
+    return not isinstance(error, RuntimeError) or isinstance(error, (RunError, AttributionError))
+
+
+def _end(words: object) -> NoReturn:
+    say(f"Error: {words}", style="red", error=True)
+    raise typer.Exit(1) from None

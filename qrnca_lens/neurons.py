@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import SupportsIndex
 
 import pandas as pd
+
+from qrnca_lens.values import whole_number
 
 
 @dataclass(frozen=True, order=True)
 class Neuron:
-    """Hidden unit `index` of the MLP of layer `layer`, both counted from 0 (column of W_in, row of W_out)."""
+    """Hidden unit `index` of the MLP of layer `layer`, both counted from 0 (column of W_in, row of W_out).
+
+    Whole numbers of any kind become ints. TypeError for anything else (True and 1.0 too), ValueError for one below 0.
+    """
 
     layer: int
     index: int
 
     def __post_init__(self) -> None:
-        if self.layer < 0 or self.index < 0:
-            raise ValueError(f"a neuron's layer and index start at 0, not {self.layer} and {self.index}")
+        layer, index = (whole_number(f"a neuron's {name}", getattr(self, name)) for name in ("layer", "index"))
+        if layer < 0 or index < 0:
+            raise ValueError(f"a neuron's layer and index start at 0, not {layer} and {index}")
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "index", index)
 
     def __str__(self) -> str:
         return f"L{self.layer}.N{self.index}"
@@ -27,17 +33,22 @@ class Neuron:
 
 @dataclass(frozen=True)
 class NeuronSet:
-    """Distinct neurons in a given order (most important first where it comes from a ranking)."""
+    """Distinct neurons in a given order (most important first where it comes from a ranking). TypeError for other things."""
 
     neurons: tuple[Neuron, ...] = ()
 
     def __post_init__(self) -> None:
+        for neuron in self.neurons:
+            if not isinstance(neuron, Neuron):
+                raise TypeError(
+                    f"expected neurons, found {neuron!r}; make them with Neuron(layer, index) or NeuronSet.of((3, 17))"
+                )
         object.__setattr__(self, "neurons", tuple(dict.fromkeys(self.neurons)))
 
     @classmethod
     def of(cls, *pairs: tuple[int, int]) -> NeuronSet:
         """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`."""
-        return cls(tuple(neuron_at(layer, index) for layer, index in pairs))
+        return cls(tuple(Neuron(layer, index) for layer, index in pairs))
 
     def __len__(self) -> int:
         return len(self.neurons)
@@ -79,22 +90,8 @@ class NeuronSet:
                 )
 
 
-def neuron_at(layer: SupportsIndex, index: SupportsIndex) -> Neuron:
-    """A Neuron from whole numbers of any kind (numpy's, say). TypeError for anything else, True and 1.0 too."""
-    for name, value in (("layer", layer), ("index", index)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"a neuron's {name} must be a whole number, not {value!r}")
-    return Neuron(operator.index(layer), operator.index(index))
-
-
 def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
     """A NeuronSet of one neuron or of any iterable of neurons (a NeuronSet passes through). TypeError for other things."""
     if isinstance(neurons, NeuronSet):
         return neurons
-    found = (neurons,) if isinstance(neurons, Neuron) else tuple(neurons)
-    for neuron in found:
-        if not isinstance(neuron, Neuron):
-            raise TypeError(
-                f"expected neurons, found {neuron!r}; make them with Neuron(layer, index) or NeuronSet.of((3, 17))"
-            )
-    return NeuronSet(found)
+    return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))

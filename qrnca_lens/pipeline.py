@@ -26,6 +26,7 @@ from qrnca_lens.models import HookedModel, ModelError, OptionTokens, check_hooke
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.letters import decisions
 from qrnca_lens.run_folder import RunFolder, RunIdentity
+from qrnca_lens.terminal import Description
 
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
 
@@ -189,7 +190,7 @@ def _versions() -> dict[str, str]:
 def progress_bar(shown: bool) -> Progress:
     """A progress bar with time left, on stderr; silent if not `shown`."""
     return Progress(
-        TextColumn("{task.description}"),
+        Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from plotly.subplots import make_subplots
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.localization import group_heatmap, layer_counts
+from qrnca_lens.shown import plotly_label, plotly_whole
+from qrnca_lens.values import listed
 
 # grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
 INK, GRID = "#7d8590", "rgba(125,133,144,0.25)"
@@ -31,11 +34,17 @@ TEMPLATE = go.layout.Template(
 
 
 def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: int = 128) -> go.Figure:
-    """One panel a group: layer x neuron index, colour = summed naica (paper, figure 5). KeyError for an unknown group."""
-    maps = [group_heatmap(located, group, bins=bins) for group in (groups or located.groups)]
+    """One panel a group: layer x neuron index, colour = summed naica (paper, figure 5).
+
+    KeyError for an unknown group, ValueError for none at all.
+    """
+    chosen = located.groups if groups is None else listed("groups", groups)
+    if not chosen:
+        raise ValueError("groups is empty; give at least one, or None for all")
+    maps = [group_heatmap(located, group, bins=bins) for group in chosen]
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)
-    titles = [m.group for m in maps]
+    titles = [plotly_label(m.group) for m in maps]
     # a few very strong cells would leave all others in one colour; the hover text has the true value
     brightest = max(float(np.quantile(m.values[m.neurons > 0], 0.99)) if m.neurons.any() else 0.0 for m in maps)
     figure = make_subplots(
@@ -48,13 +57,14 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
                 z=np.where(panel.neurons > 0, panel.values, np.nan),
                 x=panel.starts,
                 customdata=hover,
-                text=panel.query,
+                text=np.vectorize(plotly_whole, otypes=[object])(panel.query),
                 coloraxis="coloraxis",
-                name=panel.group,
+                name=plotly_label(panel.group),
+                meta=plotly_whole(panel.group),
                 hovertemplate=(
                     "layer %{y}, neurons from %{x}<br>%{customdata[0]} QR neurons, strongest: "
                     "neuron %{customdata[1]}, most in %{text}"
-                    "<br>summed naica %{z:.3f}<extra>%{fullData.name}</extra>"
+                    "<br>summed naica %{z:.3f}<br>%{meta}<extra></extra>"
                 ),
             ),
             row=i // columns + 1,
@@ -79,8 +89,9 @@ def layers(located: QRNeurons) -> go.Figure:
             go.Bar(
                 x=list(counts.columns),
                 y=row.tolist(),
-                name=str(group),
-                hovertemplate="layer %{x}: %{y} QR neurons<extra>%{fullData.name}</extra>",
+                name=plotly_label(group),
+                meta=plotly_whole(group),
+                hovertemplate="layer %{x}: %{y} QR neurons<br>%{meta}<extra></extra>",
             )
             for group, row in counts.iterrows()
         ]
@@ -108,13 +119,14 @@ def changes(by_group: pd.DataFrame) -> go.Figure:
         for kind, colour in (("related", PALETTE[5]), ("unrelated", PALETTE[4])):
             middle = part[kind].to_numpy()
             bar = go.Bar(
-                x=part["group"].tolist(),
+                x=list(range(len(part))),
                 y=middle,
                 name="own query" if kind == "related" else "unrelated query",
                 legendgroup=kind,
                 showlegend=column == 1,
                 marker={"color": colour},
                 customdata=part["queries"].to_numpy()[:, None],
+                hovertext=[plotly_whole(group) for group in part["group"]],
                 error_y={
                     "type": "data",
                     "symmetric": False,
@@ -122,11 +134,27 @@ def changes(by_group: pd.DataFrame) -> go.Figure:
                     "arrayminus": middle - part[f"{kind}_low"].to_numpy(),
                     "color": INK,
                 },
-                hovertemplate="%{x}: %{y:.1f} % over %{customdata[0]} queries<extra>%{fullData.name}</extra>",
+                hovertemplate="%{hovertext}: %{y:.1f} % over %{customdata[0]} queries<extra>%{fullData.name}</extra>",
             )
             figure.add_trace(bar, row=1, col=column)
+        figure.update_xaxes(named_axis(part["group"]), row=1, col=column)
     figure.update_layout(
         template=TEMPLATE, barmode="group", height=420, title="Change of P(right letter) when the QR neurons are scaled"
     )
     figure.update_yaxes(title_text="mean change, %", col=1)
     return figure
+
+
+def named_axis(names: Iterable[object]) -> dict[str, Any]:
+    """The ticks of an axis whose positions 0, 1, 2 … stand for `names`.
+
+    Plotly would read names that look like numbers or dates as such, and two that look the same as one.
+    """
+    labels = [plotly_label(name) for name in names]
+    return {
+        "type": "linear",
+        "tickmode": "array",
+        "tickvals": list(range(len(labels))),
+        "ticktext": labels,
+        "zeroline": False,
+    }

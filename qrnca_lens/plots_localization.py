@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 from qrnca_lens.clustering import NeuronClusters, QRNeurons
 from qrnca_lens.localization import layer_counts, overlap
 from qrnca_lens.localization.significance import TEST_COLUMNS
-from qrnca_lens.plots import INK, PALETTE, TEMPLATE
+from qrnca_lens.plots import INK, PALETTE, TEMPLATE, named_axis
+from qrnca_lens.shown import plotly_label, plotly_whole
+from qrnca_lens.values import whole_number
 
 MOST_CELLS = 20_000
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -23,27 +25,25 @@ _NO_GRID = {"showgrid": False, "zeroline": False}
 def overlap_matrix(located: QRNeurons) -> go.Figure:
     """Group x group: the share of the row's QR neurons that are in the column's set too (paper, figure 2a)."""
     shares, names = overlap(located), list(located.groups)
-    sizes = np.array([len(located.for_group(group)) for group in names])
+    sizes, whole = np.array([len(located.for_group(group)) for group in names]), [plotly_whole(group) for group in names]
     figure = go.Figure(
         go.Heatmap(
             z=shares.to_numpy(),
-            x=names,
-            y=names,
             zmin=0,
             zmax=1,
             colorscale="Viridis",
             colorbar={"title": "share"},
             texttemplate="%{z:.2f}",
             customdata=np.broadcast_to(sizes[:, None], shares.shape),
-            hovertemplate="%{z:.3f} of the %{customdata} QR neurons of %{y}<br>are QR neurons of %{x} too<extra></extra>",
+            text=[[f"{row}<br>are QR neurons of {column} too" for column in whole] for row in whole],
+            hovertemplate="%{z:.3f} of the %{customdata} QR neurons of %{text}<extra></extra>",
         )
     )
     side = 220 + 48 * len(names)
     figure.update_layout(template=TEMPLATE, title="Overlap of the groups' QR neurons", height=side)
-    figure.update_xaxes(title_text="… found in the set of this group", type="category", **_NO_GRID)
-    figure.update_yaxes(
-        title_text="share of this group's QR neurons …", type="category", autorange="reversed", automargin=True, **_NO_GRID
-    )
+    ticks = named_axis(names) | _NO_GRID
+    figure.update_xaxes(title_text="… found in the set of this group", **ticks)
+    figure.update_yaxes(title_text="share of this group's QR neurons …", autorange="reversed", automargin=True, **ticks)
     return figure
 
 
@@ -62,12 +62,13 @@ def layer_distribution(located: QRNeurons) -> go.Figure:
             go.Scatter(
                 x=list(counts.columns),
                 y=row / row.sum(),
-                name=group,
+                name=plotly_label(group),
+                meta=plotly_whole(group),
                 mode="lines+markers",
                 line={"color": PALETTE[i % len(PALETTE)], "dash": _DASHES[i // len(PALETTE) % len(_DASHES)]},
                 marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)]},
                 customdata=row.astype(int),
-                hovertemplate="layer %{x}: %{y:.1%}, %{customdata} QR neurons<extra>%{fullData.name}</extra>",
+                hovertemplate="layer %{x}: %{y:.1%}, %{customdata} QR neurons<br>%{meta}<extra></extra>",
             )
         )
     figure.update_layout(
@@ -90,10 +91,13 @@ def permutation(test_frame: pd.DataFrame) -> go.Figure:
         found = f"it lacks {', '.join(missing)}" if missing else "it is empty"
         raise ValueError(f"expected the frame of overlap_test or concentration_test, but {found}")
     hover = test_frame[["low", "high", "p", "p_corrected", "queries"]].to_numpy(dtype=float)
-    tail = "<br>p = %{customdata[2]:.4g}, after Holm %{customdata[3]:.4g}; %{customdata[4]:d} queries<extra>%{y}</extra>"
+    tail = "<br>p = %{customdata[2]:.4g}, after Holm %{customdata[3]:.4g}; %{customdata[4]:d} queries"
+    tail += "<br>%{hovertext}<extra></extra>"
     above, below = test_frame["high"] - test_frame["permuted"], test_frame["permuted"] - test_frame["low"]
     bar = {"symmetric": False, "array": above.to_numpy(), "arrayminus": below.to_numpy(), "color": INK, "thickness": 3}
-    look = {"mode": "markers", "y": test_frame["group"], "customdata": hover}
+    names = test_frame["group"].tolist()
+    look = {"mode": "markers", "y": list(range(len(names))), "customdata": hover}
+    look["hovertext"] = [plotly_whole(group) for group in names]
     shuffled = go.Scatter(
         x=test_frame["permuted"],
         error_x=bar,
@@ -113,8 +117,8 @@ def permutation(test_frame: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         template=TEMPLATE,
         title="Observed against shuffled group labels",
-        xaxis={"title": str(test_frame["statistic"].iloc[0])},
-        yaxis={"title": "group", "type": "category", "autorange": "reversed", "automargin": True},
+        xaxis={"title": plotly_whole(test_frame["statistic"].iloc[0])},
+        yaxis={"title": "group", "autorange": "reversed", "automargin": True, **named_axis(names)},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         margin={"t": 90},
         height=200 + 36 * len(test_frame),
@@ -167,10 +171,8 @@ def layer_zoom(located: QRNeurons, group: str | None, layer: int, bins: int | No
     """
     if group is not None and group not in located.groups:
         raise KeyError(f"no group {group!r} in this result; there are {', '.join(located.groups)}")
-    if not 0 <= layer < located.model.n_layers:
-        raise ValueError(f"layer must lie in 0 to {located.model.n_layers - 1}, not {layer}")
-    if bins is not None and bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    layer = whole_number("layer", layer, at_least=0, at_most=located.model.n_layers - 1)
+    bins = None if bins is None else whole_number("bins", bins, at_least=1)
     width = 1 if bins is None else -(-located.model.d_mlp // bins)
     rows = located.table[located.table["layer"] == layer]
     rows = rows if group is None else rows[rows["group"] == group]
@@ -195,7 +197,7 @@ def layer_zoom(located: QRNeurons, group: str | None, layer: int, bins: int | No
     note = f" (the strongest {MOST_CELLS:,})" if cut else ""
     figure.update_layout(
         template=TEMPLATE,
-        title=f"QR neurons of layer {layer}: {group or 'all groups'}{note}",
+        title=f"QR neurons of layer {layer}: {plotly_label('all groups' if group is None else group)}{note}",
         xaxis={
             "title": "neuron index" if width == 1 else f"neuron index (bins of {width})",
             "range": [-0.5, located.model.d_mlp - 0.5],
@@ -223,7 +225,7 @@ def _reduced(clusters: NeuronClusters) -> tuple[pd.DataFrame, str]:
     kept = np.sort(np.argsort((of_cluster.cumcount() / of_cluster.transform("size")).to_numpy(), kind="stable")[:rows])
     values = np.stack([profiles.to_numpy()[kept, first:last].mean(axis=1) for _, first, last in bins], axis=1)
     names = [(str(r.cluster), f"L{r.layer}.N{r.neuron}, cluster {r.cluster}") for r in table.iloc[kept].itertuples()]
-    queries = [(g, ids[a] + (f" to {ids[b - 1]}" if b - a > 1 else "") + f", {g}") for g, a, b in bins]
+    queries = [(g, plotly_whole(ids[a] + (f" to {ids[b - 1]}" if b - a > 1 else "") + f", {g}")) for g, a, b in bins]
     notes = [f"{len(bins)} means of up to {width} of {n_queries} queries"] if width > 1 else []
     notes += [f"the {rows} most typical of {n_neurons} neurons"] if rows < n_neurons else []
     shown = pd.DataFrame(values, index=pd.MultiIndex.from_tuples(names), columns=pd.MultiIndex.from_tuples(queries))
@@ -240,5 +242,5 @@ def _centred(runs: list[tuple[str, int, int]], prefix: str) -> dict[str, list]:
     """Axis ticks in the middle of every run."""
     return {
         "tickvals": [start + (length - 1) / 2 for _, start, length in runs],
-        "ticktext": [f"{prefix}{label}" for label, _, _ in runs],
+        "ticktext": [plotly_label(f"{prefix}{label}") for label, _, _ in runs],
     }

@@ -41,6 +41,7 @@ from qrnca_lens.models.activity import batches_of_one_length, last_activations
 from qrnca_lens.models.letters import letters_and_activations
 from qrnca_lens.models.readout import Readout, logits_of
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.values import seed_number
 
 _PENALTIES = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
@@ -59,6 +60,7 @@ def predict_from_neurons(
     Raises ValueError if a query stands on both sides or `located` knows an evaluated query, ModelError for an architecture
     whose residual stream cannot be read.
     """
+    seed = seed_number(seed)
     failed = located.failed
     fitted = [query for queries in detection for query in queries if query.id not in set(failed["query"])]
     evaluated = {query.id for query in evaluation}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from qrnca_lens.shown import escaped, table
 from qrnca_lens.store import write_text
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --ground: #ffffff; --rule: #d0d7de; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --ground: #0d1117; --rule: #30363d; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); margin: 0 auto; padding: 1.5rem;
-  max-width: 70rem; }
+  max-width: 70rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 0.5rem 0; } .scroll { overflow-x: auto; }
-th, td { border-bottom: 1px solid var(--rule); padding: 0.25rem 0.75rem; text-align: right; vertical-align: top; }
+th, td { border-bottom: 1px solid var(--rule); padding: 0.25rem 0.75rem; text-align: right; vertical-align: top;
+  max-width: 32rem; overflow-wrap: break-word; }
 th:first-child, td:first-child { text-align: left; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } p.note { opacity: 0.8; } pre { white-space: pre-wrap; }
 """
@@ -44,8 +45,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
 
 def write_shell(path: Path, title: str, body: str, *, head: str = "") -> Path:
     """Write a page with the common style around `body` and `head`, which are HTML already; returns its path."""
-    name = html.escape(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    name = escaped(title)
     write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
@@ -56,7 +56,7 @@ def write_shell(path: Path, title: str, body: str, *, head: str = "") -> Path:
 
 
 def _section(section: Section, figure_id: str) -> str:
-    paragraphs = "".join(f"<p>{html.escape(part)}</p>" for part in section.text.split("\n\n") if part.strip())
+    paragraphs = "".join(f"<p>{escaped(part)}</p>" for part in section.text.split("\n\n") if part.strip())
     content = section.content
     if isinstance(content, go.Figure):
         shown = content.to_html(
@@ -67,11 +67,7 @@ def _section(section: Section, figure_id: str) -> str:
             config={"responsive": True, "displaylogo": False},
         )
     elif isinstance(content, pd.DataFrame):
-        shown = f'<div class="scroll">{content.to_html(index=False, float_format=_number, na_rep="", border=0)}</div>'
+        shown = f'<div class="scroll">{table(content)}</div>'
     else:
-        shown = f"<pre>{html.escape(content)}</pre>" if content else ""
-    return f"<section><h2>{html.escape(section.title)}</h2>{paragraphs}{shown}</section>"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+        shown = f"<pre>{escaped(content)}</pre>" if content else ""
+    return f"<section><h2>{escaped(section.title)}</h2>{paragraphs}{shown}</section>"

@@ -1,13 +1,9 @@
-"""Files of a run: JSON, parquet and whole folders, each written completely or not at all. Touches no model."""
+"""Files of a run: text, JSON and parquet, each written completely or not at all. Touches no model."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import pandas as pd
 
 from qrnca_lens._version import __version__
+from qrnca_lens.writing import whole_file
 
 FORMAT = 2
 """The format of the records that this version writes (manifest.json, header.json, study.json); 1 has no number in them."""
@@ -30,12 +27,9 @@ class RunError(RuntimeError):
 
 def write_text(text: str, path: Path) -> None:
     """Write UTF-8 text; readers see the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    data = text.encode("utf-8")
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -105,11 +99,8 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as parquet."""
-    part = path.with_name(f".{path.name}.part")
-    table.to_parquet(part, index=False)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    with whole_file(path) as file:
+        table.to_parquet(file, index=False)
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -125,24 +116,6 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             found = ", ".join(map(str, table.columns)) or "no columns"
             raise RunError(f"{path}: column {name!r} is missing (it has {found}); start again in another folder")
     return table
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends well. FileExistsError if `path` is there and not empty."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} is there already; choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield made
-        if path.is_dir():
-            path.rmdir()
-        made.chmod(0o755)
-        made.rename(path)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import gzip
 import json
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from browsing import Watched, letters, set_factor
+from hostile import figures_of, hostile_queries
 
-from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
 from qrnca_lens.demo import run_demo
 from qrnca_lens.explore import Explorer, circuit, neuron, show, write_explorer
 from qrnca_lens.explore.components import attention_patterns, coloured_tokens
 from qrnca_lens.explore.html import notebook_html, style
+from qrnca_lens.neurons import Neuron
 from qrnca_lens.pipeline import locate
+from qrnca_lens.report import Section, write_page
 from qrnca_lens.study import Subject, reproduce
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduce import Sample
 
 pytestmark = pytest.mark.browser
 ALL_LIVE = "document.querySelector('[data-mounted]') && !document.querySelector('[data-component]:not([data-mounted])')"
+ICON = "<link rel='icon' href='data:,'>"
+BAD = "</script><img src=x onerror=window.hacked=1><a href=javascript:hacked=1>x</a>%{meta} $x$ </extra>"
 HOSTILE = "</script><img src=http://example.invalid/x onerror=window.hacked=1> <b>"
 
 
@@ -154,6 +160,39 @@ def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Pat
     page = watched.open(write_explorer(located, tmp_path / "page.html", model, progress=False))
     assert HOSTILE in page.locator('[data-part="query"] pre').inner_text()
     assert page.evaluate("window.hacked") is None
+    watched.check()
+
+
+@pytest.mark.parametrize("text", [BAD, "w" * 600], ids=["hostile", "long"])
+def test_no_name_runs_links_or_widens_a_page(watched: Watched, text: str, model_of: Any, tmp_path: Path) -> None:
+    """A model, groups, ids, questions and options of that name: the explorer, a report of every figure, outputs."""
+    model = model_of("llama")
+    located = locate(model, hostile_queries(text, "Which?"), QRNCAConfig(steps=2), progress=False)
+    located = replace(located, model=replace(located.model, name=text))
+    clusters = cluster_neurons(located, min_queries=1, bootstraps=0, k=2)
+    query = located.queries["query"][0]
+    chosen = next(iter(located.for_query(query)), Neuron(1, 1))
+    results = [located, clusters, show(located, query, model), circuit(model, located, query, chosen)]
+    results.append(neuron(model, chosen.layer, chosen.index, located=located))
+    cells = "".join(result._repr_html_() for result in results)
+    (tmp_path / "cells.html").write_text(f"<!doctype html><meta charset='utf-8'>{ICON}{cells}", "utf-8")
+    sections = [Section(text, f"{text} {text}", text), Section(text, "", located.per_query().assign(**{text: text}))]
+    sections += [Section(name, "", figure) for name, figure in figures_of(located, clusters).items()]
+    write_page(tmp_path / "report.html", text, sections)
+    write_explorer(located, tmp_path / "explorer.html", model, progress=False)
+    for name, ready in (("report", ".main-svg"), ("cells", "[data-mounted]"), ("explorer", '[data-part="card"] h2')):
+        page = watched.open(tmp_path / f"{name}.html")
+        page.wait_for_selector(ready, state="attached")
+        page.wait_for_timeout(500)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("[href]:not(link), marquee, img, iframe").count() == 0, f"{name}: a text became a tag"
+        watched.check()
+    page = watched.open(tmp_path / "report.html")
+    for figure in page.locator(".js-plotly-plot").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".nsewdrag").first.hover(force=True)
+        page.wait_for_timeout(100)
+    assert page.locator("[href]:not(link)").count() == 0, "a hover text became a link"
     watched.check()
 
 

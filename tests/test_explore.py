@@ -61,7 +61,7 @@ def test_views_refuse_what_is_no_run_or_no_neuron(run: tuple[Any, QRNeurons]) ->
     for layer, index in (("0", 1), (0.7, 1), (True, 1), (0, None)):
         with pytest.raises(TypeError, match=r"a neuron's (layer|index) must be a whole number, not"):
             neuron(model, layer, index, located=located)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"effects_on is a list of query ids; give \['q9'\]"):
+    with pytest.raises(TypeError, match=r"effects_on is a list of texts; give \['q9'\]"):
         neuron(model, 0, 1, located=located, effects_on="q9")
     with pytest.raises(KeyError, match=r"no query 'q99' among the 12"):
         neuron(model, 0, 1, located=located, effects_on=["q99"])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hostile import HOSTILE, TAGS, Tags, check_html, hostile_queries
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
-from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import scale
 from qrnca_lens.explore import Explorer, circuit, drawing, neuron, show, write_explorer
 from qrnca_lens.explore import html as pieces
@@ -23,38 +23,6 @@ from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.pipeline import locate
 from qrnca_lens.store import RunError
-
-HOSTILE = '</script><img src=x onerror=window.hacked=1> & "quotes" <marquee>'
-TAGS = {
-    *("b", "body", "button", "circle", "details", "div", "figcaption", "figure", "g", "h1", "h2", "h3", "head", "html"),
-    *("li", "line", "link", "meta", "p", "path", "polyline", "pre", "rect", "script", "section", "span", "style"),
-    *("summary", "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul"),
-}
-
-
-class Tags(HTMLParser):
-    """The tags and attributes of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags, self.attributes = set[str](), set[str]()
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-
-def hostile_queries() -> QuerySet:
-    def prompts(i: int) -> tuple[Prompt, ...]:
-        options = tuple(f"{HOSTILE} {k}" for k in range(4))
-        return tuple(
-            Prompt(f"{HOSTILE} {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4], f"t{HOSTILE}", options) for j in range(2)
-        )
-
-    return QuerySet(
-        tuple(Query(f"q{i}{HOSTILE}", f"g{i % 2}{HOSTILE}", prompts(i), HOSTILE, "a") for i in range(8)), "hostile"
-    )
 
 
 def test_views_escape_what_they_show_and_ask_no_network(
@@ -80,10 +48,7 @@ def test_views_escape_what_they_show_and_ask_no_network(
         *explorer.catalog["maps"].values(),
     ]
     for body in fragments:
-        found = Tags(body)
-        assert found.tags <= TAGS
-        assert not {"src", "href"} & found.attributes
-        assert not any(attribute.startswith("on") for attribute in found.attributes)
+        check_html(body)
     for view in (card, show(located, name, model)):
         shown = view._repr_html_().replace(library(), "")
         assert shown.count("</script") == shown.count("<script")
@@ -203,7 +168,7 @@ def test_a_page_keeps_queries_that_have_neurons(run: tuple[Any, QRNeurons], tmp_
     assert all(1 <= len(query["neurons"]) <= 2 for query in catalog["queries"])
     with pytest.raises(IsADirectoryError, match=r"is a folder; give the name"):
         write_explorer(partly, tmp_path, model)
-    with pytest.raises(ValueError, match=r"top and per_group must be at least 1, not 0 and 6"):
+    with pytest.raises(ValueError, match=r"top must be at least 1, not 0"):
         write_explorer(partly, tmp_path / "page.html", model, top=0)
 
 

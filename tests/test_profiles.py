@@ -141,7 +141,7 @@ def test_neurons_whose_naica_is_zero_throughout_are_left_out() -> None:
         ({"k": 1}, "k must lie in 2 to 14 for these 15 neurons, not 1"),
         ({"k": 15}, "k must lie in 2 to 14"),
         ({"min_queries": 0}, "min_queries must be at least 1"),
-        ({"bootstraps": -1}, "bootstraps at least 0"),
+        ({"bootstraps": -1}, "bootstraps must be at least 0, not -1"),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:

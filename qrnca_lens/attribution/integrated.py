@@ -24,6 +24,7 @@ from qrnca_lens.models import (
 )
 from qrnca_lens.models.finite import where_numbers_cease
 from qrnca_lens.shapes import Tokens
+from qrnca_lens.values import whole_number
 
 
 class AttributionError(RuntimeError):
@@ -53,6 +54,7 @@ def attribute(
     of steps that is none; AttributionError for NaN or infinite scores; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
+    steps = whole_number("steps", steps)
     token = target_id(model, target)
     path = integrate_objective(model, prompt, probability_of(token), steps=steps, rule=rule, site=site)
     gap = path.scores.sum(1) - (path.untouched - path.at_zero)

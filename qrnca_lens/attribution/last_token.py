@@ -22,6 +22,7 @@ from qrnca_lens.models import (
 from qrnca_lens.models.activity import right_padded
 from qrnca_lens.models.finite import check_logits
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.values import number, whole_number
 
 Factors = Mapping[int, Float[torch.Tensor, "row neuron"]]
 
@@ -49,7 +50,7 @@ class LastToken:
         """
         if not factors:
             raise ValueError("no layer to scale; give factors for at least one")
-        rows = len(next(iter(factors.values())))
+        rows, batch = len(next(iter(factors.values()))), whole_number("batch", batch, at_least=1)
         parts = [
             self._batch({layer: values[start : start + batch] for layer, values in factors.items()})
             for start in range(0, rows, batch)
@@ -117,5 +118,5 @@ def factors_of(model: HookedModel, edits: Sequence[tuple[NeuronSet, float]]) -> 
     factors = {layer: torch.ones(len(edits), d_mlp, dtype=torch.float32) for layer in touched}
     for row, (neurons, factor) in enumerate(edits):
         for layer, indices in neurons.by_layer().items():
-            factors[layer][row, indices] = factor
+            factors[layer][row, indices] = number("factor", factor)
     return factors

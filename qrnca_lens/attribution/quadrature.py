@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qrnca_lens.shapes import Nodes
+from qrnca_lens.values import whole_number
 
 Rule = Literal["right", "endpoints", "gauss-legendre"]
 
@@ -32,7 +33,9 @@ class Quadrature:
 
 
 def quadrature(rule: Rule, steps: int) -> Quadrature:
-    """The nodes and weights of a rule with `steps` nodes. ValueError for an unknown rule or fewer than one step."""
+    """The nodes and weights of a rule with `steps` nodes. ValueError for an unknown rule or fewer than one step, TypeError
+    for steps that are no whole number."""
+    steps = whole_number("steps", steps)
     if rule not in _RULES:
         raise ValueError(f"unknown rule {rule!r}; there are {', '.join(_RULES)}")
     if steps < 1 or (rule == "endpoints" and steps < 2):

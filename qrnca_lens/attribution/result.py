@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +11,8 @@ from qrnca_lens.attribution.quadrature import Rule
 from qrnca_lens.models import Site
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.shapes import LayerValues, Scores
+from qrnca_lens.shown import notebook
+from qrnca_lens.values import whole_number
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Attribution:
     steps: int
 
     def top(self, k: int = 20) -> pd.DataFrame:
-        """The `k` highest scores: layer, neuron, score."""
+        """The `k` highest scores (all, where there are fewer): layer, neuron, score. ValueError for a `k` below 1."""
+        k = whole_number("k", k, at_least=1)
         values, flat = self.scores.flatten().topk(min(k, self.scores.numel()))
         layers, neurons = torch.div(flat, self.scores.shape[1], rounding_mode="floor"), flat % self.scores.shape[1]
         return pd.DataFrame({"layer": layers.numpy(), "neuron": neurons.numpy(), "score": values.numpy()})
@@ -57,4 +59,4 @@ class Attribution:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>" + self.top(10).to_html(index=False)
+        return notebook(repr(self), self.top(10))

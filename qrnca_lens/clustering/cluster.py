@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from qrnca_lens.shapes import Scores
+from qrnca_lens.values import number
 
 CLUSTER_COLUMNS = ["layer", "neuron", "attribution", "templates"]
 
@@ -28,6 +29,8 @@ class Cluster:
 
 def make_cluster(query: str, group: str, scores: Sequence[Scores], threshold: float) -> Cluster:
     """Keep, per template, the neurons with score > threshold * highest score; join the templates. May be empty."""
+    if not 0 <= number("threshold", threshold) < 1:
+        raise ValueError(f"threshold must lie in [0, 1), not {threshold}")
     parts = [_kept(template, threshold) for template in scores]
     table = pd.concat(parts, ignore_index=True)
     joined = table.groupby(["layer", "neuron"], as_index=False).agg(

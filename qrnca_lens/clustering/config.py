@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from qrnca_lens.attribution import Rule, quadrature
 from qrnca_lens.models import Site
+from qrnca_lens.values import number, whole_number
 
 
 @dataclass(frozen=True)
 class QRNCAConfig:
-    """Every hyper-parameter of QRNCA; the defaults are the paper's. ValueError for a value out of range."""
+    """Every hyper-parameter of QRNCA; the defaults are the paper's.
+
+    Numbers become Python's own ints and floats. TypeError for what is no (whole) number, ValueError for one out of range or
+    a rule or site that is none.
+    """
 
     steps: int = 16
     """m: nodes of the integral."""
@@ -26,10 +32,18 @@ class QRNCAConfig:
     """u: a neuron in more than this share of all clusters is common."""
 
     def __post_init__(self) -> None:
+        plain = {
+            "steps": whole_number("steps", self.steps),
+            "threshold": number("threshold", self.threshold),
+            "top": whole_number("top", self.top, at_least=1),
+            "common_share": number("common_share", self.common_share),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         quadrature(self.rule, self.steps)
+        if self.site is not None and self.site not in get_args(Site):
+            raise ValueError(f"site must be None or one of {', '.join(get_args(Site))}, not {self.site!r}")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold must lie in [0, 1), not {self.threshold}")
-        if self.top < 1:
-            raise ValueError(f"top must be at least 1, not {self.top}")
         if not 0 < self.common_share <= 1:
             raise ValueError(f"common_share must lie in (0, 1], not {self.common_share}")

@@ -14,6 +14,8 @@ from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shown import notebook
+from qrnca_lens.values import seed_number, whole_number
 
 Profiles = Float[np.ndarray, "neuron query"]
 Labels = Int[np.ndarray, " neuron"]
@@ -70,6 +72,7 @@ class NeuronClusters:
 
     def for_cluster(self, i: int) -> NeuronSet:
         """The neurons of cluster `i`, most typical (highest silhouette) first. KeyError for an unknown cluster."""
+        i = whole_number("i", i)
         if i not in self.groups.index:
             raise KeyError(f"no cluster {i} in this result; there are 0 to {self.k - 1}")
         rows = self.table.loc[self.table["cluster"] == i, ["layer", "neuron"]]
@@ -87,9 +90,9 @@ class NeuronClusters:
 
     def _repr_html_(self) -> str:
         sizes = self.table["cluster"].value_counts().sort_index()
-        shown = self.groups.round(2)
-        shown.insert(0, "neurons", sizes)
-        return f"<p>{self!r}</p>{shown.to_html()}"
+        shares = self.groups.reset_index()
+        shares.insert(1, "neurons", sizes.to_numpy())
+        return notebook(repr(self), shares)
 
 
 def hierarchical(profiles: Profiles, k: int, seed: int) -> Labels:
@@ -129,8 +132,11 @@ def cluster_neurons(
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
-    if min_queries < 1 or bootstraps < 0:
-        raise ValueError(f"min_queries must be at least 1 and bootstraps at least 0, not {min_queries} and {bootstraps}")
+    min_queries, bootstraps = (
+        whole_number("min_queries", min_queries, at_least=1),
+        whole_number("bootstraps", bootstraps, at_least=0),
+    )
+    seed, k = seed_number(seed), None if k is None else whole_number("k", k)
     naica = _naica(located, min_queries)
     unit = _unit_rows(naica.to_numpy(dtype=float))
     most = min(len(unit) - 1, _distinct(unit))

@@ -24,6 +24,7 @@ from qrnca_lens.clustering.refine import (
 )
 from qrnca_lens.data import QuerySet
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.shown import notebook
 from qrnca_lens.store import (
     RunError,
     field_of,
@@ -31,11 +32,12 @@ from qrnca_lens.store import (
     read_record,
     read_table,
     value_of,
-    whole_folder,
     write_json,
     write_record,
     write_table,
 )
+from qrnca_lens.values import listed, whole_number
+from qrnca_lens.writing import whole_folder
 
 TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
 QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
@@ -143,7 +145,7 @@ class QRNeurons:
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` neurons with the highest naica summed over all queries: layer, neuron, naica, queries, groups."""
-        return _ranked(self.table).head(k)
+        return _ranked(self.table).head(whole_number("k", k, at_least=1))
 
     def per_query(self) -> pd.DataFrame:
         """One row a query: query, group, prompts, probability, gap, cluster (its size), qr (number of QR neurons)."""
@@ -153,7 +155,10 @@ class QRNeurons:
         return self.queries.assign(**{name: n.fillna(0).astype(int) for name, n in counts.items()})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write parquet tables and a JSON header; the folder appears whole or not at all. FileExistsError if it is there."""
+        """Write parquet tables and a JSON header; the folder appears whole or not at all.
+
+        FileExistsError if it is there and not empty, or a link.
+        """
         with whole_folder(Path(folder)) as made:
             self.write_into(made)
 
@@ -195,7 +200,7 @@ class QRNeurons:
         Of the queries that failed, those named here stay in `failed`. KeyError for an unknown id, ValueError for too few
         queries.
         """
-        kept = set(queries)
+        kept = set(listed("queries", queries))
         unknown = kept - set(self.queries["query"]) - set(self.failed["query"])
         if unknown:
             raise KeyError(f"no query {min(unknown)!r} in this result")
@@ -219,8 +224,8 @@ class QRNeurons:
         )
 
     def _repr_html_(self) -> str:
-        per_group = self.per_query().groupby("group", sort=False).agg(queries=("query", "size"), qr=("qr", "mean"))
-        return f"<p>{self!r}</p>{per_group.round(1).to_html()}{self.top(10).round(3).to_html(index=False)}"
+        by_group = self.per_query().groupby("group", sort=False, as_index=False)
+        return notebook(repr(self), by_group.agg(queries=("query", "size"), qr=("qr", "mean")), self.top(10))
 
 
 def _neurons(rows: pd.DataFrame) -> NeuronSet:

@@ -18,6 +18,7 @@ from typing import Any
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
+from qrnca_lens.store import write_text
 
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[1] / "_datasets", _HERE.parents[2] / "datasets")
@@ -73,11 +74,7 @@ def shipped_path(name: str) -> Path:
 
 def save_queries(queries: QuerySet, path: str | os.PathLike[str]) -> None:
     """Write rendered queries as JSONL; `load_queries` reads them back equal. Written whole or not at all."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in queries)
-    temporary.replace(target)
+    write_text("".join(json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in queries), Path(path))
 
 
 def read_official(path: Path) -> QuerySet:

@@ -29,6 +29,7 @@ from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.query import Question, normalise
 from qrnca_lens.data.sources import HUB, existing_folder, hub_folder, read_parquet, text_field
 from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.values import seed_number
 
 RELATIONS = {
     "birth_place": "P19",
@@ -103,6 +104,7 @@ def build_mlama(
     since another right answer could become a distractor; the log says how many. Raises DataError (file, line, field) for
     a malformed row, a missing language and a relation with too few facts in common.
     """
+    seed = seed_number(seed)
     place = _hub() if source == HUB else existing_folder(source)
     table = _Table()
     for row in _rows(place, counts):

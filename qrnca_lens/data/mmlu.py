@@ -24,6 +24,7 @@ from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.query import Question, normalise
 from qrnca_lens.data.sources import HUB, existing_folder, hub_folder, read_parquet, text_field
 from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.values import seed_number
 
 COUNTS = {"biology": 100, "physics": 100, "chemistry": 100, "mathematics": 100, "computer science": 52, "geography": 100}
 """Questions of each group in the paper's set of 552."""
@@ -41,6 +42,7 @@ def build_mmlu(source: str | os.PathLike[str], *, seed: int = 0, counts: Mapping
     are not distinct under `normalise` are left out; the log says how many. Raises DataError (file, row, field) for a
     malformed row, a missing file and a subject with too few questions.
     """
+    seed = seed_number(seed)
     names = [_parquet_name(group) for group in counts]
     folder = hub_folder(HUB_REPO, names) if source == HUB else existing_folder(source)
     chosen: list[Question] = []

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions, normalise
 from qrnca_lens.data.templates import LETTERS, TEMPLATES, Template
+from qrnca_lens.values import seed_number
 
 
 class DistractorPool:
@@ -62,6 +63,7 @@ def to_multi_choice(
     The draw of distractors and every shuffle depend on `seed` and the question's id alone, so that a subset of the
     questions with given distractors renders as it does within the whole. Raises DataError for a language without templates.
     """
+    seed = seed_number(seed)
     check_questions(questions)
     pool = DistractorPool(questions)
     queries = []

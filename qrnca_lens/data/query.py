@@ -18,6 +18,7 @@ import pandas as pd
 
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.values import listed, number, seed_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class QuerySet:
 
     def sample(self, per_group: int, seed: int = 0) -> QuerySet:
         """At most `per_group` queries of each group, drawn with `seed`, in the set's own order."""
+        per_group, seed = whole_number("per_group", per_group), seed_number(seed)
         if per_group < 1:
             raise DataError(f"per_group must be at least 1, not {per_group}")
         chosen: set[str] = set()
@@ -125,6 +127,7 @@ class QuerySet:
 
     def split(self, detection: float = 0.5, seed: int = 0) -> tuple[QuerySet, QuerySet]:
         """Disjoint detection and held-out sets; in every group the share `detection` (rounded) goes to the first."""
+        detection, seed = number("the detection share", detection), seed_number(seed)
         if not 0 < detection < 1:
             raise DataError(f"the detection share must lie between 0 and 1, not {detection}")
         first: set[str] = set()
@@ -149,8 +152,8 @@ class QuerySet:
         )
 
     def keep(self, ids: Iterable[str]) -> QuerySet:
-        """The queries with these ids, in the set's own order; ids that it lacks are passed over."""
-        kept = set(ids)
+        """The queries with these ids, in the set's own order; ids that it lacks are passed over. TypeError for one text."""
+        kept = set(listed("ids", ids))
         return self._where(lambda query: query.id in kept, f"{len(kept)} chosen queries")
 
     def to_dict(self) -> dict[str, Any]:

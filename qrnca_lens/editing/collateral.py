@@ -13,6 +13,7 @@ from qrnca_lens.editing.interventions import scale
 from qrnca_lens.models import HookedModel, ModelError, exclusive, to_tokens
 from qrnca_lens.models.finite import check_logits
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.values import number
 
 OTHERS_COLUMNS = ["query", "accuracy_before", "accuracy_after", "p_before", "p_after"]
 LOSS_COLUMNS = ["query", "loss_before", "loss_after"]
@@ -28,7 +29,7 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
 
     Columns: query, accuracy_before, accuracy_after, p_before, p_after. Every prompt runs once for all edits.
     """
-    owners = list(edited)
+    owners, factor = list(edited), number("factor", factor)
     right, p = [], []
     for query in queries:
         prompt = query.prompts[0]
@@ -63,6 +64,7 @@ def neutral_loss(
 ) -> pd.DataFrame:
     """One row a query of `edited`: the mean next-token loss (nats) on a neutral text, untouched and with its neurons scaled
     at all positions: query, loss_before, loss_after."""
+    factor = number("factor", factor)
     tokens = to_tokens(model, text)[None]
     before = _loss(model, text, tokens)
     rows = []

@@ -15,6 +15,7 @@ from qrnca_lens.attribution.last_token import LastToken, factors_of
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.models import HookedModel, check_hooked, option_tokens
 from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.values import number, seed_number
 
 SUPPRESS, BOOST = 0.0, 2.0
 Sets = Mapping[str, NeuronSet]
@@ -63,6 +64,7 @@ def edit_effects(
     Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
     """
     check_hooked(model)
+    factors, seed = [number("factor", factor) for factor in factors], seed_number(seed)
     if len(queries.groups) < 2:
         raise ValueError("unrelated queries come from other groups; give queries of at least two groups")
     known = {query.id for query in queries}
@@ -122,7 +124,7 @@ def _compare(query: Query, before: torch.Tensor, after: torch.Tensor) -> tuple[f
 
 def random_sets(neurons: Sets, d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
     """For every query as many random neurons as it has, layer by layer (a control matched in number and layer)."""
-    drawn = {}
+    drawn, seed = {}, seed_number(seed)
     for query, chosen in neurons.items():
         rng = random.Random(f"{seed}/{query}")
         pairs = [(layer, i) for layer, indices in chosen.by_layer().items() for i in rng.sample(range(d_mlp), len(indices))]

@@ -11,6 +11,7 @@ import torch
 from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width, site_hook, with_hooks
 from qrnca_lens.models.rows import RowEnds, row_ends
 from qrnca_lens.neurons import Neuron, neuron_set
+from qrnca_lens.values import number
 
 Positions = Literal["last", "all"]
 
@@ -35,8 +36,7 @@ def scale(
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to scale")
     chosen.check_inside(model.cfg.n_layers, mlp_width(model))
-    if not torch.isfinite(torch.tensor(float(factor))):
-        raise ValueError(f"the factor must be a finite number, not {factor}")
+    factor = number("the factor", factor)
     if positions not in ("last", "all"):
         raise ValueError(f"positions must be 'last' or 'all', not {positions!r}")
     with exclusive(model), row_ends(model) as ends:

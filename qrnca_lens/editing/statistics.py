@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from qrnca_lens.values import seed_number
+
 _RESAMPLES = 2000
 
 
@@ -38,7 +40,7 @@ def probability_change_ratio(effects: pd.DataFrame, *, seed: int = 0) -> PCR:
         raise ValueError("no edit effects to summarise")
     related = _percent(effects["p_before"], effects["p_after"])
     unrelated = _percent(effects["p_unrelated_before"], effects["p_unrelated_after"])
-    rows = np.random.default_rng(seed).integers(0, len(effects), (_RESAMPLES, len(effects)))
+    rows = np.random.default_rng(seed_number(seed)).integers(0, len(effects), (_RESAMPLES, len(effects)))
     related_means, unrelated_means = related[rows].mean(1), unrelated[rows].mean(1)
     related_ci, unrelated_ci = _interval(related_means), _interval(unrelated_means)
     told_apart = unrelated_ci[0] > 0 or unrelated_ci[1] < 0

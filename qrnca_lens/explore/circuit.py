@@ -19,6 +19,7 @@ from qrnca_lens.models import HookedModel, option_tokens, to_tokens
 from qrnca_lens.models.activity import token_texts
 from qrnca_lens.models.sites import PATTERN, in_block
 from qrnca_lens.neurons import Neuron, neuron_set
+from qrnca_lens.values import whole_number
 
 SHOWN_HEADS, SHOWN_NEURONS, SHOWN_SOURCES = 6, 6, 10
 
@@ -64,6 +65,7 @@ class Circuit(html.View):
 
     def to_html(self, chosen: Neuron | None = None, *, heads: int = SHOWN_HEADS) -> str:
         """The view as an HTML fragment; `chosen` limits it to one neuron, `heads` the attention maps."""
+        heads = whole_number("heads", heads, at_least=0)
         neurons = [Neuron(*pair) for pair in self.writes[["layer", "neuron"]].itertuples(index=False, name=None)]
         shown = [chosen] if chosen else neurons
         parts = [html.note(f"At the last token of {self.query}, prompt {self.number}, right letter {self.prompt.letter}.")]
@@ -127,6 +129,7 @@ def circuit(
     """
     model = model_of(located, model)
     query = asked_query(located, query_id)
+    prompt = whole_number("prompt", prompt)
     if not 0 <= prompt < len(query.prompts):
         raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
     chosen = located.for_query(query_id) if neurons is None else neuron_set(neurons)

@@ -7,14 +7,16 @@ a static rendering that needs no script; `MOUNT` turns all such `div`s of a page
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
-import circuitsvis
 import numpy as np
+
+from qrnca_lens.packages import load
+from qrnca_lens.shown import escaped, visible_lines
 
 _CLOSE = "</script"
 # one component at a time, so that a page with many stays responsive; until its turn a component shows its static rendering
@@ -41,15 +43,24 @@ window.qrncaMount ??= (root) => {
 
 @lru_cache(maxsize=1)
 def library() -> str:
-    """The script of CircuitsVis as it ships in its Python package; it sets `window.CircuitsVis`, once in a page."""
-    script = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
-    script = script.rsplit("//# sourceMappingURL", 1)[0].replace(_CLOSE, "<\\/script")
-    return f"if (!window.CircuitsVis) {{\n{script}\nwindow.CircuitsVis = CircuitsVis; }}\n"
+    """The script of CircuitsVis as it ships in its Python package; it sets `window.CircuitsVis`, once in a page.
+
+    ModuleNotFoundError that says what to install where that package is missing.
+    """
+    folder = Path(str(load("circuitsvis").__file__)).parent
+    text = (folder / "dist" / "cdn" / "iife.js").read_text("utf-8")
+    text = text.rsplit("//# sourceMappingURL", 1)[0].replace(_CLOSE, "<\\/script")
+    return f"if (!window.CircuitsVis) {{\n{text}\nwindow.CircuitsVis = CircuitsVis; }}\n"
+
+
+def script() -> str:
+    """The explorer's own JavaScript: `mount` and `PageStore`."""
+    return files("qrnca_lens.explore").joinpath("explorer.js").read_text("utf-8")
 
 
 def component(name: str, fallback: str, **props: object) -> str:
     """A component to be mounted; `fallback` is HTML that is shown until then, and for good where scripts do not run."""
-    text = html.escape(json.dumps(props, ensure_ascii=True, allow_nan=False))
+    text = escaped(json.dumps(props, ensure_ascii=True, allow_nan=False))
     return f'<div class="qrnca-component" data-component="{name}" data-props="{text}">{fallback}</div>'
 
 
@@ -57,13 +68,13 @@ def coloured_tokens(tokens: Sequence[str], values: np.ndarray, highest: float | 
     """Tokens on a ground as strong as their value: blue below zero, orange above. `highest` is full strength."""
     top = float(highest or np.abs(values).max(initial=0.0)) or 1.0
     spans = "".join(
-        f'<span title="{value:.4g}" style="background:{ground(value / top)}">{html.escape(_visible(token))}</span>'
+        f'<span title="{value:.4g}" style="background:{ground(value / top)}">{escaped(_visible(token))}</span>'
         for token, value in zip(tokens, values.tolist(), strict=True)
     )
     return component(
         "ColoredTokens",
         f'<span class="qrnca-tokens">{spans}</span>',
-        tokens=[html.escape(token) for token in tokens],  # it makes HTML of them
+        tokens=[escaped(token) for token in tokens],  # it makes HTML of them
         values=[round(value, 5) for value in values.tolist()],
         minValue=-top,
         maxValue=top,
@@ -77,13 +88,13 @@ def attention_patterns(tokens: list[str], patterns: np.ndarray, names: Sequence[
     lines = []
     for name, pattern in zip(names, patterns, strict=True):
         best: list[int] = np.argsort(-pattern[-1])[:6].tolist()
-        shown = ", ".join(f"{html.escape(_visible(tokens[i]))} {pattern[-1, i]:.2f}" for i in best)
-        lines.append(f"<li><b>{html.escape(name)}</b> from the last token: {shown}</li>")
+        shown = ", ".join(f"{escaped(_visible(tokens[i]))} {pattern[-1, i]:.2f}" for i in best)
+        lines.append(f"<li><b>{escaped(name)}</b> from the last token: {shown}</li>")
     return component(
         "AttentionHeads",
         f"<ul>{''.join(lines)}</ul>",
         attention=np.round(patterns.astype(float), 2).tolist(),
-        tokens=list(tokens),
+        tokens=[visible_lines(token) for token in tokens],
         attentionHeadNames=list(names),
         maxValue=1,
         minValue=0,

@@ -5,7 +5,6 @@ Every mark has its exact value in a tooltip. Ink is the page's own colour, so th
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import SupportsFloat
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from qrnca_lens.localization import Heatmap
 from qrnca_lens.plots import PALETTE
+from qrnca_lens.shown import escaped
 
 _LEFT, _BOTTOM, _TOP, _RIGHT = 46, 34, 12, 20
 POSITIVE, NEGATIVE = PALETTE[1], PALETTE[0]
@@ -29,7 +29,7 @@ def lines(series: Mapping[str, Sequence[float]], x: Sequence[float], *, x_title:
         marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{thick}"/>')
         marks += [
             f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="4" fill="{colour}" fill-opacity="0.25">'
-            f"<title>{html.escape(name)}: {x_title} {a:g}, {y_title} {b:.4f}</title></circle>"
+            f"<title>{escaped(name)}: {x_title} {a:g}, {y_title} {b:.4f}</title></circle>"
             for a, b in zip(x, values, strict=True)
         ]
     axes = _axes(width, height, [(across(v), f"{v:g}") for v in _ticks(x)], [(up(v), f"{v:g}") for v in (0, 0.5, 1)])
@@ -51,7 +51,7 @@ def histogram(values: Mapping[str, np.ndarray], *, x_title: str, bins: int = 30)
             top, bottom = up(below[k] + count[k]), up(below[k])
             marks.append(
                 f'<rect x="{across(edges[k]):.1f}" y="{top:.1f}" width="{across(edges[1]) - across(edges[0]) - 0.5:.1f}" '
-                f'height="{bottom - top:.1f}" {_fill(i)}><title>{html.escape(name)}: {count[k]} '
+                f'height="{bottom - top:.1f}" {_fill(i)}><title>{escaped(name)}: {count[k]} '
                 f"prompts from {edges[k]:.3g} to {edges[k + 1]:.3g}</title></rect>"
             )
         below += count
@@ -74,14 +74,14 @@ def bars(rows: Sequence[tuple[str, float, str]], *, title: str) -> str:
         at, anchor = (x1 + 4, "start") if value >= 0 else (x0 - 4, "end")
         y, colour = i * step, POSITIVE if value >= 0 else NEGATIVE
         marks += [
-            f"<g><title>{html.escape(tip)}</title>",
-            f'<text x="{label}" y="{y + 13}" text-anchor="end">{html.escape(name)}</text>',
+            f"<g><title>{escaped(tip)}</title>",
+            f'<text x="{label}" y="{y + 13}" text-anchor="end">{escaped(name)}</text>',
             f'<rect x="{x0:.1f}" y="{y + 3}" width="{max(x1 - x0, 0.5):.1f}" height="{step - 5}" fill="{colour}"/>',
             f'<text x="{at:.1f}" y="{y + 13}" text-anchor="{anchor}">{value:.3g}</text></g>',
         ]
     height = step * len(rows) + 4
     return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 {width} {height}" width="{width}" '
+        f'<figure><figcaption>{escaped(title)}</figcaption><svg viewBox="0 0 {width} {height}" width="{width}" '
         f'role="img">{"".join(marks)}</svg></figure>'
     )
 
@@ -106,7 +106,7 @@ def grid(shown: Heatmap) -> str:
         marks.append(
             f'<rect class="qrnca-cell" data-layer="{layer}" data-neuron="{best[layer, k]}" x="{_LEFT + k * cell:.2f}" '
             f'y="{y}" width="{cell:.2f}" height="{row - 1}" fill="{PALETTE[5]}" fill-opacity="{0.25 + 0.75 * share:.2f}" '
-            f'tabindex="0" role="button" aria-label="L{layer}.N{best[layer, k]}"><title>{html.escape(tip)}</title></rect>'
+            f'tabindex="0" role="button" aria-label="L{layer}.N{best[layer, k]}"><title>{escaped(tip)}</title></rect>'
         )
     every = max(1, layers // 8)
     up = [(_TOP + (layers - 0.5 - layer) * row, str(layer)) for layer in range(0, layers, every)]
@@ -124,7 +124,7 @@ def dots(marks: Sequence[tuple[int, int, float, str]], n_layers: int, d_mlp: int
     shown = "".join(
         f'<circle class="qrnca-cell" data-layer="{layer}" data-neuron="{index}" cx="{across(index):.1f}" '
         f'cy="{up(layer):.1f}" r="{3 + 7 * max(0.0, size / top) ** 0.5:.1f}" fill="{PALETTE[5]}" fill-opacity="0.6">'
-        f"<title>{html.escape(tip)}</title></circle>"
+        f"<title>{escaped(tip)}</title></circle>"
         for layer, index, size, tip in marks
     )
     every = max(1, n_layers // 8)
@@ -144,7 +144,7 @@ def _fill(i: int) -> str:
 
 def _legend(names: Iterable[str]) -> str:
     entries = "".join(
-        f'<span><svg viewBox="0 0 1 1"><rect width="1" height="1" {_fill(i)}/></svg>{html.escape(name)}</span>'
+        f'<span><svg viewBox="0 0 1 1"><rect width="1" height="1" {_fill(i)}/></svg>{escaped(name)}</span>'
         for i, name in enumerate(names)
     )
     return f'<p class="qrnca-legend">{entries}</p>'
@@ -165,8 +165,8 @@ def _axes(width: int, height: int, across: Sequence[tuple[float, str]], up: Sequ
     base = height - _BOTTOM
     parts = [
         f'<path d="M{_LEFT} {_TOP}V{base}H{width - _RIGHT}" class="qrnca-axis"/>',
-        *[f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle">{html.escape(name)}</text>' for x, name in across],
-        *[f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{html.escape(name)}</text>' for y, name in up],
+        *[f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle">{escaped(name)}</text>' for x, name in across],
+        *[f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{escaped(name)}</text>' for y, name in up],
     ]
     return "".join(parts)
 
@@ -175,7 +175,7 @@ def _svg(width: int, height: int, content: str, x_title: str, y_title: str) -> s
     middle = (height - _BOTTOM + _TOP) / 2
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{content}'
-        f'<text x="{(width + _LEFT) / 2}" y="{height - 4}" text-anchor="middle">{html.escape(x_title)}</text>'
-        f'<text x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">{html.escape(y_title)}</text>'
+        f'<text x="{(width + _LEFT) / 2}" y="{height - 4}" text-anchor="middle">{escaped(x_title)}</text>'
+        f'<text x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">{escaped(y_title)}</text>'
         "</svg>"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import anywidget
@@ -12,16 +11,11 @@ import traitlets
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import QuerySet
 from qrnca_lens.explore import html
-from qrnca_lens.explore.components import MOUNT, library
+from qrnca_lens.explore.components import MOUNT, library, script
 from qrnca_lens.explore.session import Session, chosen_neuron
 from qrnca_lens.models import HookedModel
 from qrnca_lens.neurons import Neuron
 from qrnca_lens.store import RunError
-
-
-def script() -> str:
-    """The explorer's own JavaScript: `mount` and `PageStore`."""
-    return files("qrnca_lens.explore").joinpath("explorer.js").read_text("utf-8")
 
 
 @lru_cache(maxsize=1)

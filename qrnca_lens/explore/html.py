@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
 
 import pandas as pd
 
+from qrnca_lens import shown
 from qrnca_lens.explore.components import MOUNT, library
 from qrnca_lens.neurons import Neuron
 
@@ -41,22 +41,18 @@ def notebook_html(body: str) -> str:
     first = "library" not in _SENT or "google.colab" in sys.modules
     _SENT.add("library")
     script = f"<script>{library()}</script>" if first else ""
-    return f'<style>{style()}</style>{script}<div class="qrnca">{body}</div><script>{MOUNT}window.qrncaMount();</script>'
+    view = shown.without_math(f'<div class="qrnca">{body}</div>')
+    return f"<style>{style()}</style>{script}{view}<script>{MOUNT}window.qrncaMount();</script>"
 
 
 def section(title: str, *parts: str) -> str:
     """A heading and what stands under it."""
-    return f"<section><h3>{text(title)}</h3>{''.join(parts)}</section>"
-
-
-def text(value: object) -> str:
-    """Any value, escaped."""
-    return html.escape(str(value))
+    return f"<section><h3>{shown.escaped(title)}</h3>{''.join(parts)}</section>"
 
 
 def note(words: str) -> str:
     """A line of explanation."""
-    return f'<p class="qrnca-note">{text(words)}</p>'
+    return f'<p class="qrnca-note">{shown.escaped(words)}</p>'
 
 
 def neuron_button(neuron: Neuron) -> str:
@@ -65,16 +61,5 @@ def neuron_button(neuron: Neuron) -> str:
 
 
 def table(frame: pd.DataFrame, raw: Sequence[str] = ()) -> str:
-    """A table with every cell escaped, but for those of the columns `raw`, which are HTML already."""
-    head = "".join(f"<th>{text(name)}</th>" for name in frame.columns)
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td>{value if name in raw else text(_shown(value))}</td>" for name, value in row.items())
-        + "</tr>"
-        for row in frame.to_dict("records")
-    )
-    return f'<div class="qrnca-scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """`shown.table` that scrolls where it is wider than its place."""
+    return f'<div class="qrnca-scroll">{shown.table(frame, raw)}</div>'

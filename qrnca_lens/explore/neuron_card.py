@@ -24,7 +24,9 @@ from qrnca_lens.explore.runs import asked_query, model_of
 from qrnca_lens.localization.projection import promoted_tokens, read_tokens
 from qrnca_lens.models import HookedModel
 from qrnca_lens.models.activity import last_activations
-from qrnca_lens.neurons import Neuron, NeuronSet, neuron_at
+from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.shown import escaped
+from qrnca_lens.values import listed, whole_number
 
 EFFECT_QUERIES, SHOWN_SCORES = 24, 8
 EFFECT_TITLES = {"P untouched": "P", "P ablated (x 0)": "P x 0", "P doubled (x 2)": "P x 2"}
@@ -182,9 +184,9 @@ def neuron(
     Raises TypeError for a layer or index that is no whole number, ValueError for a neuron outside the model, KeyError for an
     unknown query, RunError for another model than the run's or a run without prompts.
     """
-    if isinstance(effects_on, str):
-        raise TypeError(f"effects_on is a list of query ids; give [{effects_on!r}]")
-    model, chosen = model_of(located, model), neuron_at(layer, index)
+    effects_on = None if effects_on is None else listed("effects_on", effects_on)
+    model = model_of(located, model)
+    chosen = Neuron(whole_number("a neuron's layer", layer), whole_number("a neuron's index", index))
     NeuronSet((chosen,)).check_inside(located.model.n_layers, located.model.d_mlp)
     asked = [(query, prompt) for query in located.asked for prompt in query.prompts]
     scores = scores_of(located, chosen)
@@ -212,7 +214,7 @@ def _ranks_shown(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _example_html(example: Example, highest: float) -> str:
     last = example.values[-1]
-    title = f"{html.text(example.query)} ({html.text(example.group)}), last token {last:.4g}"
+    title = f"{escaped(example.query)} ({escaped(example.group)}), last token {last:.4g}"
     return f"<p><b>{title}</b></p>{coloured_tokens(example.tokens, example.values, highest)}"
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.explore.components import MOUNT, library
-from qrnca_lens.explore.explorer import script
-from qrnca_lens.explore.html import style, text
+from qrnca_lens.explore.components import MOUNT, library, script
+from qrnca_lens.explore.html import style
 from qrnca_lens.explore.session import Session
 from qrnca_lens.models import HookedModel
 from qrnca_lens.neurons import Neuron
 from qrnca_lens.pipeline import progress_bar
 from qrnca_lens.report import write_shell
+from qrnca_lens.shown import escaped
+from qrnca_lens.values import whole_number
+from qrnca_lens.writing import check_target
 
 TOP, PER_GROUP, EFFECT_QUERIES = 3, 6, 8
 
@@ -35,13 +37,11 @@ def write_explorer(
 
     It keeps the `top` neurons of each query, for the first `per_group` queries of each group that have QR neurons; the maps
     show all. A card's effects are measured on the 8 queries where the neuron ranks highest. `model`: the run's own; only
-    the shipped model can be left out. Raises ValueError for a `top` or `per_group` below 1, IsADirectoryError for a folder,
-    RunError for another model than the run's.
+    the shipped model can be left out. Raises ValueError for a `top` or `per_group` below 1, OSError for a place where no
+    file can be written (IsADirectoryError for a folder), RunError for another model than the run's.
     """
-    if top < 1 or per_group < 1:
-        raise ValueError(f"top and per_group must be at least 1, not {top} and {per_group}")
-    if Path(out).is_dir():
-        raise IsADirectoryError(f"{out} is a folder; give the name of the page's file")
+    top, per_group = whole_number("top", top, at_least=1), whole_number("per_group", per_group, at_least=1)
+    check_target(Path(out))
     session = Session(model, located)
     catalog = session.catalog(top=top, per_group=per_group)
     queries = catalog["queries"]
@@ -55,7 +55,7 @@ def write_explorer(
         f"those of all queries. Model {located.model.name}."
     )
     body = (
-        f'<p>{text(words)}</p><div id="explorer">This page needs JavaScript, and a browser of 2023 or later.</div>'
+        f'<p>{escaped(words)}</p><div id="explorer">This page needs JavaScript, and a browser of 2023 or later.</div>'
         f'<script type="text/plain" id="data">{packed}</script><script>{library()}{MOUNT}</script>'
         f'<script>{script()}openPage(document.getElementById("explorer"), document.getElementById("data"));</script>'
     )

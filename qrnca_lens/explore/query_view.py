@@ -17,6 +17,8 @@ from qrnca_lens.explore.runs import asked_query, model_of
 from qrnca_lens.models import HookedModel, option_tokens
 from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.shown import escaped
+from qrnca_lens.values import whole_number
 
 FACTORS = tuple(step / 4 for step in range(17))  # 0 to 4
 ALL = "all QR neurons"
@@ -81,7 +83,7 @@ class QueryView(html.View):
         letters = {letter: every[letter].tolist() for letter in LETTERS}
         return "".join(
             [
-                html.section(heading, f"<pre>{html.text(asked.text)}</pre>", html.table(self.letters)),
+                html.section(heading, f"<pre>{escaped(asked.text)}</pre>", html.table(self.letters)),
                 html.section(
                     "Dose and response",
                     html.note(
@@ -113,6 +115,7 @@ def show(located: QRNeurons, query_id: str, model: HookedModel | None = None, *,
     (with the nearest id), ValueError for a prompt that it does not have, RunError for another model than the run's.
     """
     query = asked_query(located, query_id)
+    prompt = whole_number("prompt", prompt)
     if not 0 <= prompt < len(query.prompts):
         raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
     model = model_of(located, model)

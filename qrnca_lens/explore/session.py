@@ -18,7 +18,8 @@ from qrnca_lens.explore.runs import model_of
 from qrnca_lens.localization import group_heatmap
 from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.models.letters import letters_and_activations
-from qrnca_lens.neurons import Neuron, NeuronSet, neuron_at
+from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.values import number
 
 ALL_GROUPS = "all groups"
 SELECTION = ("group", "query", "layer", "neuron", "scope", "factor")
@@ -83,8 +84,9 @@ class Session:
         """The selection `old` with `change`, completed and with plain numbers, if everything in it exists.
 
         A group alone brings its strongest query along, a query alone its best neuron and its group. KeyError for an unknown
-        part, query or group, TypeError for a neuron that is no pair of whole numbers, ValueError for half a neuron or one
-        outside the model, a query of another group, a scope or a factor that is not on offer.
+        part, query or group, TypeError for a neuron that is no pair of whole numbers or a factor that is no number,
+        ValueError for half a neuron or one outside the model, a query of another group, a scope or a factor that is not on
+        offer.
         """
         unknown = set(change) - set(SELECTION)
         if unknown:
@@ -102,9 +104,10 @@ class Session:
             selected = {**selected, "layer": chosen.layer, "neuron": chosen.index}
         if selected["scope"] not in ("neuron", "all"):
             raise ValueError(f"scope must be 'neuron' or 'all', not {selected['scope']!r}")
-        if selected["factor"] not in FACTORS:
-            raise ValueError(f"factor must be one of {', '.join(f'{f:g}' for f in FACTORS)}, not {selected['factor']}")
-        return {**selected, "factor": float(selected["factor"])}
+        factor = number("factor", selected["factor"])
+        if factor not in FACTORS:
+            raise ValueError(f"factor must be one of {', '.join(f'{f:g}' for f in FACTORS)}, not {factor:g}")
+        return {**selected, "factor": factor}
 
     def _completed(self, selected: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         if "query" in change and not {"layer", "neuron"} & set(change):
@@ -186,4 +189,4 @@ def chosen_neuron(selected: dict[str, Any]) -> Neuron | None:
     layer, index = selected["layer"], selected["neuron"]
     if layer is None and index is None:
         return None
-    return neuron_at(cast(int, layer), cast(int, index))
+    return Neuron(cast(int, layer), cast(int, index))

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.values import whole_number
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ def group_heatmap(located: QRNeurons, group: str | None = None, *, bins: int = 1
 
     A model of 32 layers x 11,008 neurons thus stays at 32 x 128 cells. KeyError for an unknown group.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    bins = whole_number("bins", bins, at_least=1)
     if group is not None and group not in located.groups:
         raise KeyError(f"no group {group!r} in this result; there are {', '.join(located.groups)}")
     rows = located.table if group is None else located.table[located.table["group"] == group]

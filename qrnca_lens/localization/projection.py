@@ -13,6 +13,7 @@ from qrnca_lens.models.norms import norm_parts
 from qrnca_lens.models.readout import linear_logits
 from qrnca_lens.models.sites import is_gated, norm_after_mlp, norm_before_mlp
 from qrnca_lens.neurons import Neuron, neuron_set
+from qrnca_lens.values import whole_number
 
 PROJECTION_COLUMNS = ["layer", "neuron", "rank", "promoted", "promoted_logit", "suppressed", "suppressed_logit"]
 _BATCH = 128
@@ -36,7 +37,7 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     Raises ValueError for an empty set, a neuron outside the model or a `k` outside 1 .. size of the vocabulary.
     """
     check_hooked(model)
-    chosen = neuron_set(neurons)
+    chosen, k = neuron_set(neurons), whole_number("k", k)
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to project")
     chosen.check_inside(model.cfg.n_layers, mlp_width(model))
@@ -66,6 +67,7 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
     """
     check_hooked(model)
     neuron_set(neuron).check_inside(model.cfg.n_layers, mlp_width(model))
+    k = whole_number("k", k, at_least=1)
     mlp, norm = model.blocks[neuron.layer].mlp, norm_before_mlp(model, neuron.layer)
     directions = {"gate": mlp.W_gate, "up": mlp.W_in} if is_gated(model) else {"pre": mlp.W_in}
     columns = torch.stack([weights[:, neuron.index] for weights in directions.values()], dim=1).float()

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.values import seed_number, whole_number
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
 _CHUNK_ENTRIES = 8_000_000
@@ -38,7 +39,7 @@ def overlap_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) ->
     Returns the frame described in the module; `seed` fixes the shuffles. ValueError for fewer than 2 groups or 1
     permutation.
     """
-    _check(located, permutations)
+    permutations, seed = _checked(located, permutations, seed)
     column = located.table.groupby(["layer", "neuron"]).ngroup().to_numpy()
     members = _matrix(located, column, np.ones(len(column)))
     values = _permuted(located, members, _mean_overlap, permutations, seed)
@@ -58,9 +59,8 @@ def concentration_test(located: QRNeurons, permutations: int = 1000, seed: int =
     Returns the frame described in the module; `seed` fixes the shuffles. ValueError for fewer than 2 groups, 1
     permutation or 1 bin.
     """
-    _check(located, permutations)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    permutations, seed = _checked(located, permutations, seed)
+    bins = whole_number("bins", bins, at_least=1)
     width = -(-located.model.d_mlp // bins)
     cells = located.table["layer"] * bins + located.table["neuron"] // width
     column = np.unique(cells.to_numpy(dtype=int), return_inverse=True)[1]
@@ -145,11 +145,10 @@ def _frame(located: QRNeurons, statistic: str, values: Float[np.ndarray, "shuffl
     return pd.DataFrame(dict(zip(TEST_COLUMNS, made, strict=True)))
 
 
-def _check(located: QRNeurons, permutations: int) -> None:
+def _checked(located: QRNeurons, permutations: int, seed: int) -> tuple[int, int]:
     if len(located.groups) < 2:
         raise ValueError(
             "a permutation test shuffles queries between groups and needs at least 2 groups; "
             f"there are {len(located.groups)}"
         )
-    if permutations < 1:
-        raise ValueError(f"permutations must be at least 1, not {permutations}")
+    return whole_number("permutations", permutations, at_least=1), seed_number(seed)

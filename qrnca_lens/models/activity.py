@@ -14,6 +14,7 @@ from qrnca_lens.models.sites import site_hook
 from qrnca_lens.models.tokens import to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.shapes import Tokens
+from qrnca_lens.values import whole_number
 
 Rows = Int[torch.Tensor, "row longest"]
 
@@ -26,6 +27,7 @@ def last_positions(
     The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded. ModelError for
     logits that are NaN or infinite.
     """
+    batch = whole_number("batch", batch, at_least=1)
     tokens = [to_tokens(model, text) for text in texts]
     names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
     for rows in batches_of_one_length(tokens, batch):

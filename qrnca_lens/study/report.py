@@ -17,6 +17,7 @@ from qrnca_lens.store import write_record, write_text
 from qrnca_lens.study.reproduce import Reproduction, Results
 from qrnca_lens.study.statements import statements
 from qrnca_lens.study.tables import as_json, failed, figure2a, table3, table4, table6, table7
+from qrnca_lens.writing import own_folder, plain_name
 
 _READING = (
     "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 %: bootstrap "
@@ -42,10 +43,9 @@ def write_report(study: Reproduction) -> Path:
     sections += [Section(key, "", figure) for key, figure in figures.items()]
     record = as_json(study.results, study.about, tests)
     record |= {f"figures/{key}": f"figures/{key}.json" for key in figures}
-    folder = study.folder / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = own_folder(study.folder / "figures")
     for key, figure in figures.items():
-        write_text(figure.to_json() or "", folder / f"{key}.json")
+        write_text(figure.to_json() or "", folder / f"{plain_name(key)}.json")
         write_page(folder / f"{key}.html", key, [Section(key, "", figure)])
     write_record(record, study.folder / "results.json")
     return write_page(study.folder / "report.html", f"QRNCA on {study.model}: the paper's tables and figures", sections)

@@ -27,6 +27,7 @@ from qrnca_lens.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.prediction import predict_from_neurons
 from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, write_record, write_table
 from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable
+from qrnca_lens.values import seed_number, whole_number
 
 _TOKEN_COLUMNS = [*PROJECTION_COLUMNS, "kind"]
 
@@ -43,10 +44,8 @@ class Sample:
     """Shuffles of the group labels in the significance tests."""
 
     def __post_init__(self) -> None:
-        for name in (known.name for known in fields(self)):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"the sample's {name} must be a whole number above 0, not {value!r}")
+        for known in fields(self):
+            object.__setattr__(self, known.name, whole_number(known.name, getattr(self, known.name), at_least=1))
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ def reproduce(
     cannot be measured (`check_subjects`); RunError for a folder that holds another study.
     """
     check_hooked(model)
+    seed = seed_number(seed)
     config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
     sample, folder = sample or Sample(), Path(out)
     check_subjects(model, subjects, config, seed)

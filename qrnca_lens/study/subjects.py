@@ -13,6 +13,8 @@ from qrnca_lens.data import Query, QuerySet, load_queries
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
 from qrnca_lens.pipeline import check_enough_left, check_prompts, without
+from qrnca_lens.values import seed_number
+from qrnca_lens.writing import plain_name
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
 _TAKEN = ("figures", "study.json", "results.json", "report.html")
@@ -22,16 +24,23 @@ MEASURABLE = 3
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set of the study: its queries, and the same questions in other shuffles (one may be enough)."""
+    """A data set of the study: its queries, and the same questions in other shuffles (one may be enough).
+
+    `name` is that of its folder and in its figures' file names. ValueError for one that cannot be.
+    """
 
     name: str
     queries: QuerySet
     renderings: tuple[QuerySet, ...]
 
+    def __post_init__(self) -> None:
+        plain_name(self.name)
+
 
 def subject(source: str, *, seed: int = 0, per_group: int | None = None) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries."""
     name = f"atlas/{source}" if source in ("domains", "languages") else source
+    seed = seed_number(seed)
     queries = load_queries(name, seed=seed)
     if per_group is not None:
         queries = queries.sample(per_group, seed)
@@ -59,7 +68,7 @@ def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNC
             raise ValueError(
                 f"{count} subjects are called {name!r}; rename one, or its file, as each has a folder of its own"
             )
-        if name in _TAKEN or name != Path(name).name or name.startswith(".") or not name.strip():
+        if name in _TAKEN or name.startswith(".") or not name.strip():
             raise ValueError(f"a subject cannot be called {name!r}, as its folder could not; rename it, or its file")
     for item in subjects:
         failed = check_prompts(model, item.queries).failed

@@ -1,0 +1,112 @@
+"""How files and folders come to be: whole or not at all, with the user's umask, never through a link that lies there.
+
+What is in the making has a name that cannot be foreseen and is created anew (O_EXCL, O_NOFOLLOW) beside its target. A link
+in the target's place is replaced itself; what it points to is left alone. Links on the way there are followed, so that a
+folder of runs may lie on another disk.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_LONGEST = 255  # bytes of a name, on all common file systems
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which becomes `path` when the block ends well; until then readers see the old one. Makes its folder.
+
+    However the block ends, nothing else is left behind. Raises what `check_target` raises.
+    """
+    _check_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _beside(path)
+    try:
+        with os.fdopen(os.open(part, _NEW, 0o666), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the block ends well.
+
+    FileExistsError if `path` is there and not empty, or a link; OSError for a name that is too long.
+    """
+    _check_name(path)
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise FileExistsError(f"{path} is there already; choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = _beside(path)
+    made.mkdir()
+    try:
+        yield made
+        if path.is_dir():
+            path.rmdir()
+        made.rename(path)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold. Leaves nothing behind.
+
+    Raises IsADirectoryError for a folder, NotADirectoryError for a file on the way there, OSError for a name that is too
+    long and for a place where nothing can be written.
+    """
+    _check_file(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder")
+    probe = _beside(folder / path.name)
+    try:
+        os.close(os.open(probe, _NEW, 0o666))
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {folder}: {error.strerror}; choose another place") from None
+    probe.unlink()
+
+
+def plain_name(name: str) -> str:
+    """`name` if it can be the name of a file or folder, so that it stays inside its folder; else ValueError."""
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0") or len(os.fsencode(name)) > _LONGEST - 55:
+        raise ValueError(f"{name!r} cannot be the name of a file; give a short one without '/' and '\\'")
+    return name
+
+
+def own_folder(path: Path) -> Path:
+    """Make the folder if it is not there. FileExistsError for a link, which would lead elsewhere."""
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link; remove it, or choose another folder")
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _check_file(path: Path) -> None:
+    _check_name(path)
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+
+
+def _check_name(path: Path) -> None:
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} cannot be a path: it holds a character of code 0")
+    for part in path.parts:
+        if len(os.fsencode(part)) > _LONGEST:
+            raise OSError(f"{part[:20]}…: a name of {len(os.fsencode(part))} bytes; at most {_LONGEST} are possible")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")

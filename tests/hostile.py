@@ -1,0 +1,73 @@
+"""Texts that would do something if they were not taken for text, and what tells whether they did."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from qrnca_lens import plots, plots_localization
+from qrnca_lens.clustering import NeuronClusters, QRNeurons
+from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.editing.statistics import group_changes
+from qrnca_lens.localization import overlap_test
+
+LINK = "<a href=//h.invalid>x</a>"
+HOSTILE = f'</script><img src=x onerror=hacked()>&"<marquee>{LINK}</extra> %{{meta}} $x$ [/b] \x1b]0;x\x07'
+TAGS = {
+    *("b", "body", "button", "circle", "details", "div", "figcaption", "figure", "g", "h1", "h2", "h3", "head", "html"),
+    *("li", "line", "link", "meta", "p", "path", "polyline", "pre", "rect", "script", "section", "span", "style"),
+    *("summary", "svg", "table", "tbody", "td", "text", "th", "thead", "title", "tr", "ul"),
+}
+
+
+class Tags(HTMLParser):
+    """The tags and attributes of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.attributes = set[str](), set[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def check_html(page: str) -> None:
+    """Only the package's own tags, no address, no handler, no control character."""
+    found = Tags(page)
+    assert found.tags <= TAGS
+    assert not {"src", "href"} & found.attributes or found.tags >= {"head"}
+    assert not any(attribute.startswith("on") for attribute in found.attributes)
+    assert page.count("</script") == page.count("<script")
+    assert "\x1b" not in page
+
+
+def hostile_queries(text: str = HOSTILE, prompt: str = HOSTILE) -> QuerySet:
+    """Eight queries in two groups, every text of theirs being `text` and a number; a prompt's text is `prompt` and one."""
+
+    def prompts(i: int) -> tuple[Prompt, ...]:
+        options = tuple(f"{text} {k}" for k in range(4))
+        return tuple(Prompt(f"{prompt} {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4], f"t{text}", options) for j in range(2))
+
+    return QuerySet(tuple(Query(f"q{i}{text}", f"g{i % 2}{text}", prompts(i), text, "a") for i in range(8)), "hostile")
+
+
+def figures_of(located: QRNeurons, clusters: NeuronClusters) -> dict[str, go.Figure]:
+    """A figure of every function that makes one."""
+    group, layer = located.groups[0], int(located.table["layer"].iloc[0])
+    rows = [(q, located.asked[q].group) for q in located.queries["query"]]
+    effects = pd.DataFrame(rows, columns=["query", "group"]).assign(factor=0.0)
+    effects = effects.assign(p_before=0.5, p_after=0.2, p_unrelated_before=0.5, p_unrelated_after=0.4)
+    return {
+        "heatmap": plots.heatmap(located),
+        "layers": plots.layers(located),
+        "changes": plots.changes(group_changes(effects)),
+        "overlap_matrix": plots_localization.overlap_matrix(located),
+        "layer_distribution": plots_localization.layer_distribution(located),
+        "permutation": plots_localization.permutation(overlap_test(located, 9).assign(statistic=HOSTILE)),
+        "neuron_clusters": plots_localization.neuron_clusters(clusters),
+        "layer_zoom": plots_localization.layer_zoom(located, group, layer),
+    }
