@@ -47,14 +47,13 @@ class Tags(HTMLParser):
 
 def hostile_queries() -> QuerySet:
     def prompts(i: int) -> tuple[Prompt, ...]:
-        options = tuple(f"{HOSTILE} {k}" for k in range(4))
+        options = tuple(f"<marquee>{k}" for k in range(4))
         return tuple(
-            Prompt(f"{HOSTILE} {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4], f"t{HOSTILE}", options) for j in range(2)
+            Prompt("\n".join((f"{HOSTILE} {7 * i + j}", *options, "Answer:")), "ABCD"[(i + j) % 4], f"t{HOSTILE}", options)
+            for j in range(2)
         )
 
-    return QuerySet(
-        tuple(Query(f"q{i}{HOSTILE}", f"g{i % 2}{HOSTILE}", prompts(i), HOSTILE, "a") for i in range(8)), "hostile"
-    )
+    return QuerySet(tuple(Query(f"q{i}{HOSTILE}", f"g{i % 2}{HOSTILE}", prompts(i), HOSTILE) for i in range(8)), "hostile")
 
 
 def test_views_escape_what_they_show_and_ask_no_network(
