@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS
@@ -18,6 +19,7 @@ _INVISIBLE = re.compile(  # control characters that are no white space, and Unic
 _WRITTEN_OTHERWISE = re.compile("<(wide|narrow|small|square|vertical|noBreak|compat|isolated|initial|medial|final)> ")
 
 
+@lru_cache(maxsize=8192)
 def normalise(text: str) -> str:
     """Two options that are equal under this are the same option.
 
@@ -47,7 +49,7 @@ def check_text(value: object, field: str, where: str, *, empty: bool = False) ->
             f"{where}: field {field!r}: half a character ({half[0]!r}, a lone surrogate) at position {half.start()}; "
             "write the whole character"
         )
-    if not normalise(value) and not (empty and not value):
+    if not _shows(value) and not (empty and not value):
         raise DataError(f"{where}: field {field!r} is empty; expected a text")
     return value
 
@@ -56,9 +58,13 @@ def check_texts(value: object, field: str, where: str) -> tuple[str, ...]:
     """`value` as a tuple, if it is a list or tuple of texts that `check_text` lets pass."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
         raise DataError(f"{where}: field {field!r}: expected a list of texts")
-    if not all(normalise(text) for text in value):
+    if not all(_shows(text) for text in value):
         raise DataError(f"{where}: field {field!r} holds an empty text")
     return tuple(check_text(text, field, where) for text in value)
+
+
+def _shows(text: str) -> bool:
+    return bool(_INVISIBLE.sub("", text).strip())
 
 
 def has_line_break(text: str) -> bool:
