@@ -134,6 +134,7 @@ def test_endings_in_capitals_and_unknown_ones(tmp_path: Path) -> None:
         ({**ROW, "answer": None}, r"line 1: field 'answer': expected a text, found nothing"),
         ({**ROW, "language": 0}, r"line 1: field 'language': expected a text, found int"),
         ({**ROW, "distractors": False}, r"line 1: field 'distractors': expected a list"),
+        ({**ROW, "distractors": ""}, r"line 1: field 'distractors': expected a list"),
         ({**ROW, "also_right": "no"}, r"line 1: field 'also_right': expected a list"),
         ({**ROW, "question": "\u200b \u00ad"}, r"line 1: field 'question' is empty"),
         *(

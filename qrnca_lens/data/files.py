@@ -121,7 +121,7 @@ def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Ques
         texts = {key: _field(row, key, where) for key in ("id", "group", "question", "answer")}
         _once(texts["id"], questions, where)
         texts |= {key: _field(row, key, where) for key in ("language", "relation") if _given(row, key)}
-        wrong, right = (check_texts(row[key], key, where) if _given(row, key) else () for key in _LISTS)
+        wrong, right = (_list(row, key, where) for key in _LISTS)
         try:
             item = Question(**texts, distractors=wrong, also_right=right)
             check_questions([item])
@@ -151,8 +151,7 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
 def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     _known_fields(row, _PROMPT_FIELDS, where)
     template = _field(row, "template", where) if _given(row, "template") else ""
-    options = check_texts(row["options"], "options", where) if _given(row, "options") else ()
-    return Prompt(_field(row, "text", where), _field(row, "letter", where), template, options)
+    return Prompt(_field(row, "text", where), _field(row, "letter", where), template, _list(row, "options", where))
 
 
 def _once(key: str, known: Mapping[str, Any], where: str) -> None:
@@ -173,8 +172,13 @@ def _field(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _given(row: Mapping[str, Any], key: str) -> bool:
-    """Whether an optional field is there; in CSV an empty cell is none."""
-    return row.get(key) not in (None, "", [])
+    """Whether an optional text is there; in CSV an empty cell is none."""
+    return row.get(key) not in (None, "")
+
+
+def _list(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """The texts of an optional list."""
+    return () if row.get(key) is None else check_texts(row[key], key, where)
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
