@@ -46,13 +46,17 @@ def check_html(page: str) -> None:
 
 
 def hostile_queries(text: str = HOSTILE, prompt: str = HOSTILE) -> QuerySet:
-    """Eight queries in two groups, every text of theirs being `text` and a number; a prompt's text is `prompt` and one."""
+    """Eight queries in two groups, every text of theirs being `text` and a number; a prompt's text is `prompt` and one.
+
+    The options are short, so that they stand in prompts that fit the tiny models.
+    """
 
     def prompts(i: int) -> tuple[Prompt, ...]:
-        options = tuple(f"{text} {k}" for k in range(4))
-        return tuple(Prompt(f"{prompt} {7 * i + j}\nAnswer:", "ABCD"[(i + j) % 4], f"t{text}", options) for j in range(2))
+        options = tuple(f"<u>{k}" for k in range(4))
+        texts = ("\n".join((f"{prompt}{7 * i + j}", *options, ":")) for j in range(2))
+        return tuple(Prompt(asked, "ABCD"[(i + j) % 4], f"t{text}", options) for j, asked in enumerate(texts))
 
-    return QuerySet(tuple(Query(f"q{i}{text}", f"g{i % 2}{text}", prompts(i), text, "a") for i in range(8)), "hostile")
+    return QuerySet(tuple(Query(f"q{i}{text}", f"g{i % 2}{text}", prompts(i), text) for i in range(8)), "hostile")
 
 
 def figures_of(located: QRNeurons, clusters: NeuronClusters) -> dict[str, go.Figure]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
@@ -124,6 +126,19 @@ def test_both_mmlu_layouts_give_the_same_questions(tmp_path: Path, inner: str) -
         assert q.distractors == tuple(c for c in choices if c != q.answer)
 
 
+def test_mmlu_rows_with_choices_of_several_lines_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rows_of(group: str) -> list[Row]:
+        listed = f"Which of {', '.join('abcdefg')},\nfor {group}?"
+        return [(listed, ["one", "two\nlines", "three", "four"], 0), *mmlu_rows(group, 3)]
+
+    with caplog.at_level(logging.WARNING):
+        questions = build_mmlu(write_mmlu_csv(tmp_path / "m", rows_of), counts={"biology": 3})
+    assert [q.id for q in questions] == ["mmlu-biology-0001", "mmlu-biology-0002", "mmlu-biology-0003"]
+    assert caplog.messages == ["MMLU: left out 1 questions whose four choices are not single lines (biology 1)"]
+
+
 def test_all_of_a_subject_is_taken_in_its_own_order(tmp_path: Path) -> None:
     questions = build_mmlu(write_mmlu_csv(tmp_path / "m"), counts={"biology": 6})
     assert [q.id for q in questions] == [f"mmlu-biology-{n:04}" for n in range(6)]
@@ -150,6 +165,9 @@ def test_mmlu_rows_with_equal_choices_are_left_out_and_counted(tmp_path: Path, c
         ("What?,a,b, ,d,A", r"line 5: field 'C' is empty"),
         (",a,b,c,d,A", r"line 5: field 'question' is empty"),
         ('"What,a,b,c,d,A', r"line 5: not valid CSV"),
+        ('"What,a,b,c,d,A\nWho,a,b,c,d",B', r"line 5: not valid CSV"),
+        ('"What,a,b,c,d,A\nWho",a,b,c,d,B', r"line 5: not valid CSV \(a quotation mark takes lines 5 to 6 together"),
+        ('What is 5" long,a,b,c,d,A', r"line 5: not valid CSV \(a quotation mark inside a plain text\)"),
     ],
 )
 def test_bad_mmlu_csv(tmp_path: Path, line: str, message: str) -> None:
@@ -164,6 +182,7 @@ def test_bad_mmlu_csv(tmp_path: Path, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"question": "\u200b"}, r"row 1: field 'question' is empty"),
         ({"answer": 4}, r"row 1: field 'answer': expected a number from 0 to 3, found 4"),
         ({"choices": ["a", "b", "c"]}, r"row 1: field 'choices': expected a list of 4 texts"),
         ({"choices": ["a", "b", "c", ""]}, r"row 1: field 'choices' is empty"),
@@ -194,6 +213,10 @@ def test_missing_and_damaged_mmlu(tmp_path: Path) -> None:
     path = write_mmlu_parquet(tmp_path / "p") / "high_school_biology" / "test-00000-of-00001.parquet"
     pd.read_parquet(path).drop(columns="choices").to_parquet(path)
     with pytest.raises(DataError, match=r"column 'choices' is missing; expected question, subject, choices, answer"):
+        build_mmlu(tmp_path / "p", counts={"biology": 1})
+    half = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff"))
+    pyarrow.parquet.write_table(pyarrow.table(dict.fromkeys(("question", "subject", "choices", "answer"), half)), path)
+    with pytest.raises(DataError, match=r"not a readable parquet file .*UTF"):
         build_mmlu(tmp_path / "p", counts={"biology": 1})
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match="not a readable parquet file"):
@@ -282,6 +305,16 @@ def test_missing_mlama(tmp_path: Path) -> None:
         ),
         ("zh/P108.jsonl", '{"sub_label": "a", "obj_label": "b"}', r"line 1: expected 'sub_uri' and 'obj_uri', or 'uuid'"),
         ("zh/templates.jsonl", '{"relation": "P108", "template": "[X] a"}', r"field 'template': expected one \[X\] and one"),
+        ("zh/P108.jsonl", "[" * 100_000, r"line 1: nested too deeply"),
+        ("zh/P108.jsonl", '{"lineid": 1' + "0" * 5_000 + "}", r"line 1: a number that cannot be read"),
+        ("zh/P108.jsonl", '{"lineid": 1, "lineid": 2}', r"line 1: field 'lineid' stands twice"),
+        ("zh/P108.jsonl", '{"sub_label": "\\ud800", "obj_label": "b"}', r"line 1: field 'sub_label': half a character"),
+        ("zh/P108.jsonl", '{"sub_label": "a", "obj_label": "b", "lineid": true}', r"line 1: expected 'sub_uri' and"),
+        (
+            "zh/templates.jsonl",
+            '{"relation": "P108", "template": "[X] a [Y]"}\n{"relation": "P108", "template": "[X] b [Y]"}',
+            r"line 2: field 'relation': a second template of 'P108'",
+        ),
         ("zh/templates.jsonl", "", r"no template of relation 'P108' \(employer\)"),
     ],
 )

@@ -5,26 +5,27 @@ A reader returns everything or raises a DataError that names file, line and fiel
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from qrnca_lens.data.errors import DataError
+from qrnca_lens.data.formats import csv_records, json_rows, parse_json, read_text, write_rows
 from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
-from qrnca_lens.store import write_text
+from qrnca_lens.data.texts import check_names, check_text, check_texts
 
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[1] / "_datasets", _HERE.parents[2] / "datasets")
 SHIPPED = ("atlas/domains", "atlas/languages")
-_QUESTION_FIELDS = ("id", "group", "question", "answer", "distractors", "language", "relation")
+_QUESTION_FIELDS = ("id", "group", "question", "answer", "distractors", "language", "relation", "also_right")
 _PROMPT_FIELDS = ("text", "letter", "template", "options")
+_LISTS = ("distractors", "also_right")
+_MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
 _QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation")
 
 
@@ -35,15 +36,16 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
     `held_out` renders the held-out template only. Raises DataError (file, line, field, what was expected).
     """
     path = shipped_path(str(source)) if str(source) in SHIPPED else Path(source)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _rendered_only(read_official(path), path, held_out)
-    rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path)
+    rows = _rows(path)
     if rows and "prompts" in rows[0][1]:
         queries: dict[str, Query] = {}
         for line, row in rows:
             query = _query(row, f"{path}, line {line}")
             _once(query.id, queries, f"{path}, line {line}")
             queries[query.id] = query
+        check_names("group", zip(_places(rows, path), (query.group for query in queries.values()), strict=True))
         return _rendered_only(QuerySet(tuple(queries.values()), path.stem), path, held_out)
     name = str(source) if str(source) in SHIPPED else path.stem
     questions = _questions(rows, path)
@@ -60,7 +62,7 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
 def load_questions(source: str | os.PathLike[str]) -> tuple[Question, ...]:
     """The free-form questions of a shipped name or of a .jsonl or .csv file; errors as in `load_queries`."""
     path = shipped_path(str(source)) if str(source) in SHIPPED else Path(source)
-    return _questions(_csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path), path)
+    return _questions(_rows(path), path)
 
 
 def shipped_path(name: str) -> Path:
@@ -73,18 +75,18 @@ def shipped_path(name: str) -> Path:
 
 
 def save_queries(queries: QuerySet, path: str | os.PathLike[str]) -> None:
-    """Write rendered queries as JSONL; `load_queries` reads them back equal. Written whole or not at all."""
-    write_text("".join(json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in queries), Path(path))
+    """Write rendered queries as JSONL; `load_queries` reads them back equal. Written whole or not at all.
+
+    Raises DataError for a set without queries and if the file cannot be written.
+    """
+    if not len(queries):
+        raise DataError(f"{path}: there is no query to write")
+    write_rows((asdict(query) for query in queries), path)
 
 
 def read_official(path: Path) -> QuerySet:
     """The authors' format: {uuid: {"sentences": [prompts], "obj_label": [letters], "relation_name": group}}."""
-    try:
-        data = json.loads(_text(path), object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    except _TwiceError as error:
-        raise DataError(f"{path}: {error}; ids and fields must be distinct") from None
+    data = parse_json(read_text(path, _MISSING), path)
     if not isinstance(data, dict) or not data:
         raise DataError(f"{path}: expected a JSON object of queries by id, as in the authors' files")
     queries = []
@@ -92,12 +94,13 @@ def read_official(path: Path) -> QuerySet:
         where = f"{path}, query {key!r}"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
-        sentences, letters = (_texts(entry, field, where) for field in ("sentences", "obj_label"))
+        sentences, letters = (check_texts(entry.get(field), field, where) for field in ("sentences", "obj_label"))
         if len(sentences) != len(letters):
             raise DataError(f"{where}: {len(sentences)} 'sentences' but {len(letters)} 'obj_label'; one letter a prompt")
         group = _field(entry, "relation_name", where)
         prompts = zip(sentences, letters, strict=True)
         queries.append(_query({"id": key, "group": group, "prompts": [{"text": t, "letter": x} for t, x in prompts]}, where))
+    check_names("group", ((f"{path}, query {query.id!r}", query.group) for query in queries))
     return QuerySet(tuple(queries), path.stem)
 
 
@@ -107,22 +110,28 @@ def _rendered_only(queries: QuerySet, path: Path, held_out: bool) -> QuerySet:
     return queries
 
 
+def _places(rows: list[tuple[int, dict[str, Any]]], path: Path) -> list[str]:
+    return [f"{path}, line {line}" for line, _ in rows]
+
+
 def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Question, ...]:
     questions: dict[str, Question] = {}
-    for line, row in rows:
-        where = f"{path}, line {line}"
+    for where, (_, row) in zip(_places(rows, path), rows, strict=True):
         _known_fields(row, _QUESTION_FIELDS, where)
         texts = {key: _field(row, key, where) for key in ("id", "group", "question", "answer")}
         _once(texts["id"], questions, where)
-        extra = {key: _field(row, key, where) for key in ("language", "relation") if row.get(key)}
-        item = Question(**texts, distractors=_texts(row, "distractors", where) if row.get("distractors") else (), **extra)
+        texts |= {key: _field(row, key, where) for key in ("language", "relation") if _given(row, key)}
+        wrong, right = (_list(row, key, where) for key in _LISTS)
         try:
+            item = Question(**texts, distractors=wrong, also_right=right)
             check_questions([item])
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         questions[item.id] = item
     if not questions:
         raise DataError(f"{path}: holds no question")
+    for field in ("group", "relation"):
+        check_names(field, zip(_places(rows, path), (getattr(item, field) for item in questions.values()), strict=True))
     return tuple(questions.values())
 
 
@@ -133,7 +142,7 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
         raise DataError(f"{where}: field 'prompts': expected a list of objects with 'text' and 'letter'")
     try:
         made = tuple(_prompt(prompt, where) for prompt in prompts)
-        plain = {key: _field(row, key, where) for key in ("question", "answer", "language", "relation") if row.get(key)}
+        plain = {key: _field(row, key, where) for key in ("question", "answer", "language", "relation") if _given(row, key)}
         return Query(_field(row, "id", where), _field(row, "group", where), made, **plain)
     except DataError as error:
         raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
@@ -141,22 +150,8 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
 
 def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     _known_fields(row, _PROMPT_FIELDS, where)
-    template = _field(row, "template", where) if row.get("template") else ""
-    options = _texts(row, "options", where) if row.get("options") else ()
-    return Prompt(_field(row, "text", where), _field(row, "letter", where), template, options)
-
-
-class _TwiceError(ValueError):
-    """A key that stands twice in one JSON object, of which `json` would silently keep the last."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise _TwiceError(f"{key!r} stands twice")
-        made[key] = value
-    return made
+    template = _field(row, "template", where) if _given(row, "template") else ""
+    return Prompt(_field(row, "text", where), _field(row, "letter", where), template, _list(row, "options", where))
 
 
 def _once(key: str, known: Mapping[str, Any], where: str) -> None:
@@ -173,53 +168,52 @@ def _known_fields(row: Mapping[str, Any], known: tuple[str, ...], where: str) ->
 def _field(row: Mapping[str, Any], key: str, where: str) -> str:
     if key not in row:
         raise DataError(f"{where}: field {key!r} is missing; expected a text")
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {key!r}: expected a text, found {type(value).__name__}")
-    if not value.strip():
-        raise DataError(f"{where}: field {key!r} is empty; expected a text")
-    return value
+    return check_text(row[key], key, where)
 
 
-def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = row.get(key)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"{where}: field {key!r}: expected a list of texts")
-    return tuple(value)
+def _given(row: Mapping[str, Any], key: str) -> bool:
+    """Whether an optional text is there; in CSV an empty cell is none."""
+    return row.get(key) not in (None, "")
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; shipped sets are {', '.join(SHIPPED)}")
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+def _list(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """The texts of an optional list."""
+    return () if row.get(key) is None else check_texts(row[key], key, where)
 
 
-def _jsonl_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        return _csv_rows(path)
+    if kind == ".jsonl":
+        return list(json_rows(path, _MISSING))
+    read_text(path, _MISSING)
+    raise DataError(
+        f"{path}: a file ending in {path.suffix!r}; expected .jsonl or .csv for questions, .jsonl or .json for prompts"
+    )
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    records = csv_records(path, lambda cells, header: len(cells) >= len(header), _MISSING)
+    first, header = next(records, (1, []))
+    _check_header(header, f"{path}, line {first}")
     rows = []
-    for line, text in enumerate(_text(path).split("\n"), 1):  # splitlines would also break at U+2028 inside a text
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text, object_pairs_hook=_object)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {line}: not valid JSON ({error.msg}); expected one object a line") from None
-        except _TwiceError as error:
-            raise DataError(f"{path}, line {line}: field {error}; fields must be distinct") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {line}: expected a JSON object, found {type(row).__name__}")
+    for line, cells in records:
+        where = f"{path}, line {line}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: expected {len(header)} columns ({', '.join(header)}), found {len(cells)}")
+        row: dict[str, Any] = dict(zip(header, cells, strict=True))
+        for key in _LISTS:
+            if key in row:
+                row[key] = [text.strip() for text in row[key].split("|")] if row[key].strip() else []
         rows.append((line, row))
     return rows
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns")
-        parts = [text.strip() for text in (row.get("distractors") or "").split("|") if text.strip()]
-        rows.append((reader.line_num, {**row, "distractors": parts}))
-    return rows
+def _check_header(header: list[str], where: str) -> None:
+    if "" in header:
+        raise DataError(f"{where}: column {header.index('') + 1} has no name; expected {', '.join(_QUESTION_FIELDS)}")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: column {twice[0]!r} stands twice; columns must be distinct")
+    _known_fields(dict.fromkeys(header), _QUESTION_FIELDS, where)

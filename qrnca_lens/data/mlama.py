@@ -14,7 +14,7 @@ without both uris are joined by uuid, those without it by lineid. A language's f
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import random
@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.query import Question, normalise
+from qrnca_lens.data.formats import json_rows
+from qrnca_lens.data.query import Question
 from qrnca_lens.data.sources import HUB, existing_folder, hub_folder, read_parquet, text_field
 from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.data.texts import normalise
 from qrnca_lens.values import seed_number
 
 RELATIONS = {
@@ -197,8 +199,12 @@ def _original_rows(folder: Path, relations: Iterable[str]) -> Iterator[_Row]:
         path = folder / language / "templates.jsonl"
         templates = {}
         for where, row in _json_lines(path):
-            if row.get("relation") in RELATIONS.values():
-                templates[row["relation"]] = _template(row, where)
+            code = row.get("relation")
+            if code not in RELATIONS.values():
+                continue
+            if code in templates:
+                raise DataError(f"{where}: field 'relation': a second template of {code!r}; expected one")
+            templates[code] = _template(row, where)
         for relation in relations:
             code = RELATIONS[relation]
             if code not in templates:
@@ -208,31 +214,17 @@ def _original_rows(folder: Path, relations: Iterable[str]) -> Iterator[_Row]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, although others of mLAMA are there")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    for line, part in enumerate(text.split("\n"), 1):
-        if not part.strip():
-            continue
-        where = f"{path}, line {line}"
-        try:
-            row = json.loads(part)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON ({error.msg}); expected one object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        yield where, row
+    for line, row in json_rows(path, ", although others of mLAMA are there"):
+        yield f"{path}, line {line}", row
 
 
 def _parquet_rows(paths: list[Path], relations: Iterable[str]) -> Iterator[_Row]:
     names = {RELATIONS[relation]: relation for relation in relations}
+    wanted = list(itertools.product(LANGUAGES, names))  # a list: a damaged cell may be of a type that has no hash
     for path in paths:
         table = read_parquet(path, _PARQUET_COLUMNS, _KEY_COLUMNS)
         pairs = zip(table.column("language").to_pylist(), table.column("predicate_id").to_pylist(), strict=True)
-        numbers = [number for number, (language, code) in enumerate(pairs) if language in LANGUAGES and code in names]
+        numbers = [number for number, (language, code) in enumerate(pairs) if (language, code) in wanted]
         for number, row in zip(numbers, table.take(numbers).to_pylist() if numbers else [], strict=True):
             where = f"{path}, row {number}"
             yield _row(row, row["language"], names[row["predicate_id"]], _template(row, where), where)
@@ -252,7 +244,7 @@ def _row(row: Mapping[str, Any], language: str, relation: str, template: str, wh
         return _Row(language, relation, template, f"{subject}-{target}", subject, target, sub_label, obj_label)
     if row.get("uuid"):
         fact = text_field(row, "uuid", where)
-    elif isinstance(row.get("lineid"), int):
+    elif type(row.get("lineid")) is int:
         fact = str(row["lineid"])
     else:
         raise DataError(f"{where}: expected 'sub_uri' and 'obj_uri', or 'uuid', or a number 'lineid' to know the fact by")

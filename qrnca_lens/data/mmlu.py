@@ -12,18 +12,19 @@ Both list the same questions in the same order, so they give the same set.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.query import Question, normalise
+from qrnca_lens.data.formats import csv_records
+from qrnca_lens.data.query import Question
 from qrnca_lens.data.sources import HUB, existing_folder, hub_folder, read_parquet, text_field
 from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.data.texts import has_line_break, normalise
 from qrnca_lens.values import seed_number
 
 COUNTS = {"biology": 100, "physics": 100, "chemistry": 100, "mathematics": 100, "computer science": 52, "geography": 100}
@@ -39,27 +40,32 @@ def build_mmlu(source: str | os.PathLike[str], *, seed: int = 0, counts: Mapping
 
     `source`: a folder in one of the two layouts, or "hub". `counts`: questions of each group; where MMLU has more, a sample
     drawn with `seed`, in MMLU's order. An id ends in the number of the row in its file, from 0. Questions whose four choices
-    are not distinct under `normalise` are left out; the log says how many. Raises DataError (file, row, field) for a
-    malformed row, a missing file and a subject with too few questions.
+    are not distinct under `normalise`, or not single lines, are left out; the log says how many. Raises DataError (file,
+    row, field) for a malformed row, a missing file and a subject with too few questions.
     """
     seed = seed_number(seed)
     names = [_parquet_name(group) for group in counts]
     folder = hub_folder(HUB_REPO, names) if source == HUB else existing_folder(source)
     chosen: list[Question] = []
-    skipped: dict[str, int] = {}
+    equal, broken = Counter[str](), Counter[str]()
     for group, path in _files(folder, counts).items():
         rows = list(_csv_questions(path, group) if path.suffix == ".csv" else _parquet_questions(path, group))
-        fair = [item for item in rows if len({normalise(text) for text in (item.answer, *item.distractors)}) == len(LETTERS)]
-        if len(fair) < len(rows):
-            skipped[group] = len(rows) - len(fair)
+        distinct = [item for item in rows if len(set(map(normalise, _choices(item)))) == len(LETTERS)]
+        fair = [item for item in distinct if not any(map(has_line_break, _choices(item)))]
+        equal[group], broken[group] = len(rows) - len(distinct), len(distinct) - len(fair)
         if len(fair) < counts[group]:
             raise DataError(f"{path}: {len(fair)} usable questions, but the set needs {counts[group]} of {group}")
         drawn = random.Random(f"{seed}/{group}").sample(range(len(fair)), counts[group])
         chosen += [fair[index] for index in sorted(drawn)]
-    if skipped:
-        listed = ", ".join(f"{group} {count}" for group, count in skipped.items())
-        _log.warning("MMLU: left out %d questions whose four choices are not distinct (%s)", sum(skipped.values()), listed)
+    for fault, left_out in (("choices are not distinct", equal), ("choices are not single lines", broken)):
+        if left_out.total():
+            listed = ", ".join(f"{group} {count}" for group, count in left_out.items() if count)
+            _log.warning("MMLU: left out %d questions whose four %s (%s)", left_out.total(), fault, listed)
     return tuple(chosen)
+
+
+def _choices(item: Question) -> tuple[str, ...]:
+    return item.answer, *item.distractors
 
 
 def _subject(group: str) -> str:
@@ -91,30 +97,20 @@ def _csv_places(folder: Path) -> tuple[Path, ...]:
 
 
 def _csv_questions(path: Path, group: str) -> Iterator[Question]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    number, line = 0, 1
-    try:
-        for cells in reader:
-            where, line = f"{path}, line {line}", reader.line_num + 1
-            if not cells:
-                continue
-            if len(cells) != len(_CSV_FIELDS):
-                raise DataError(
-                    f"{where}: expected {len(_CSV_FIELDS)} columns ({', '.join(_CSV_FIELDS)}), found {len(cells)}"
-                )
-            row: dict[str, str] = dict(zip(_CSV_FIELDS, cells, strict=True))
-            letter = text_field(row, "answer", where)
-            if letter not in LETTERS:
-                raise DataError(f"{where}: field 'answer': expected one of {', '.join(LETTERS)}, found {letter!r}")
-            choices = [text_field(row, key, where) for key in LETTERS]
-            yield _question(group, number, text_field(row, "question", where), choices, LETTERS.index(letter))
-            number += 1
-    except csv.Error as error:
-        raise DataError(f"{path}, line {line}: not valid CSV ({error})") from None
+    for number, (line, cells) in enumerate(csv_records(path, _is_row)):
+        where = f"{path}, line {line}"
+        if len(cells) != len(_CSV_FIELDS):
+            raise DataError(f"{where}: expected {len(_CSV_FIELDS)} columns ({', '.join(_CSV_FIELDS)}), found {len(cells)}")
+        row: dict[str, str] = dict(zip(_CSV_FIELDS, cells, strict=True))
+        letter = text_field(row, "answer", where)
+        if letter not in LETTERS:
+            raise DataError(f"{where}: field 'answer': expected one of {', '.join(LETTERS)}, found {letter!r}")
+        choices = [text_field(row, key, where) for key in LETTERS]
+        yield _question(group, number, text_field(row, "question", where), choices, LETTERS.index(letter))
+
+
+def _is_row(cells: list[str], _: list[str]) -> bool:
+    return len(cells) >= len(_CSV_FIELDS) and cells[-1].strip(' "') in LETTERS
 
 
 def _parquet_questions(path: Path, group: str) -> Iterator[Question]:
@@ -125,7 +121,7 @@ def _parquet_questions(path: Path, group: str) -> Iterator[Question]:
         choices, answer = row["choices"], row["answer"]
         if not isinstance(choices, list) or len(choices) != len(LETTERS):
             raise DataError(f"{where}: field 'choices': expected a list of {len(LETTERS)} texts")
-        if not isinstance(answer, int) or not 0 <= answer < len(LETTERS):
+        if type(answer) is not int or not 0 <= answer < len(LETTERS):
             raise DataError(f"{where}: field 'answer': expected a number from 0 to {len(LETTERS) - 1}, found {answer!r}")
         texts = [text_field({"choices": text}, "choices", where) for text in choices]
         yield _question(group, number, text_field(row, "question", where), texts, answer)

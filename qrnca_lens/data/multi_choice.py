@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions, normalise
+from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 from qrnca_lens.data.templates import LETTERS, TEMPLATES, Template
+from qrnca_lens.data.texts import normalise
 from qrnca_lens.values import seed_number
 
 
@@ -21,19 +22,19 @@ class DistractorPool:
             self._answers[item.group, item.relation].setdefault(normalise(item.answer), item.answer)
 
     def draw(self, question: Question, rng: random.Random) -> tuple[str, ...]:
-        """Three distinct wrong answers, never equal to the right one after normalising case and space.
+        """Three distinct wrong answers: none is the right one, or marked as `also_right`, under `normalise`.
 
         Raises DataError if the pool is too small.
         """
         if question.distractors:
             pool = list({normalise(text): text for text in question.distractors}.values())
         else:
-            right = normalise(question.answer)
-            pool = [text for key, text in self._answers[question.group, question.relation].items() if key != right]
+            right = {normalise(text) for text in (question.answer, *question.also_right)}
+            pool = [text for key, text in self._answers[question.group, question.relation].items() if key not in right]
         if len(pool) < len(LETTERS) - 1:
             raise DataError(
                 f"question {question.id!r}: fewer than {len(LETTERS)} distinct options (group {question.group!r} has "
-                f"{len(pool)} other answers); give 'distractors' or add questions to the group"
+                f"{len(pool)} other answers that are wrong here); give 'distractors' or add questions to the group"
             )
         return tuple(rng.sample(pool, len(LETTERS) - 1))
 

@@ -18,7 +18,11 @@ import pandas as pd
 
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.data.texts import check_names, check_one_line, check_options, check_text, check_texts, normalise
 from qrnca_lens.values import listed, number, seed_number, whole_number
+
+ALL_GROUPS = "all groups"
+"""What views call the sum over the groups; no group may be called so."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Question:
     """One free-form question and its answer.
 
     `distractors` holds three or more wrong answers, or is empty: then they are drawn from the answers of the same group
-    (and of the same `relation`, where one is given). `language` picks the templates.
+    (and of the same `relation`, where one is given), but for those in `also_right`, which would answer the question as well.
+    `language` picks the templates. Raises DataError for a field of another type and for half a character.
     """
 
     id: str
@@ -36,11 +41,26 @@ class Question:
     distractors: tuple[str, ...] = ()
     language: str = "en"
     relation: str = ""
+    also_right: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"question {self.id!r}"
+        for field in ("id", "group", "question", "answer"):
+            check_text(getattr(self, field), field, where)
+        for field in ("language", "relation"):
+            check_text(getattr(self, field), field, where, empty=True)
+        for field in ("distractors", "also_right"):
+            check_texts(getattr(self, field), field, where)
+        check_group(self.group, where)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered multi-choice prompt: it ends where the letter of the right option is to follow."""
+    """A rendered multi-choice prompt: it ends where the letter of the right option is to follow.
+
+    `options`: the four texts of A to D, or none where they are not known. Raises DataError for a letter that is none of
+    these, an empty text, and options that are not four different single lines of the text in their order.
+    """
 
     text: str
     letter: str
@@ -50,13 +70,18 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.letter not in LETTERS:
             raise DataError(f"prompt letter {self.letter!r} is not one of {', '.join(LETTERS)}")
-        if not self.text.strip():
-            raise DataError("a prompt has an empty text")
+        check_text(self.text, "text", "a prompt")
+        check_text(self.template, "template", "a prompt", empty=True)
+        if check_texts(self.options, "options", "a prompt"):
+            check_options(self.options, self.text, "a prompt")
 
 
 @dataclass(frozen=True)
 class Query:
-    """A multi-choice question with its prompts, one per template. `question` and `answer` are "" for pre-rendered data."""
+    """A multi-choice question with its prompts, one per template. `question` and `answer` are "" for pre-rendered data.
+
+    Raises DataError if it has no prompt, or one whose letter does not stand for the answer (where both are known).
+    """
 
     id: str
     group: str
@@ -67,8 +92,21 @@ class Query:
     relation: str = ""
 
     def __post_init__(self) -> None:
+        where = f"query {self.id!r}"
+        for field in ("id", "group"):
+            check_text(getattr(self, field), field, where)
+        for field in ("question", "answer", "language", "relation"):
+            check_text(getattr(self, field), field, where, empty=True)
+        check_group(self.group, where)
         if not self.prompts:
-            raise DataError(f"query {self.id!r} has no prompt")
+            raise DataError(f"{where} has no prompt")
+        for prompt in self.prompts:
+            marked = prompt.options[LETTERS.index(prompt.letter)] if prompt.options else self.answer
+            if self.answer and normalise(marked) != normalise(self.answer):
+                raise DataError(
+                    f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, "
+                    f"but the answer is {self.answer!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -83,6 +121,7 @@ class QuerySet:
         twice = [key for key, count in Counter(query.id for query in self.queries).items() if count > 1]
         if twice:
             raise DataError(f"{self.name}: query id {twice[0]!r} stands twice; ids must be distinct")
+        check_names("group", ((f"{self.name}, query {query.id!r}", query.group) for query in self.queries))
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -164,29 +203,37 @@ class QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
 
 
+def check_group(group: str, where: str) -> None:
+    """Refuse a group that is called like the sum over all of them."""
+    if normalise(group) == ALL_GROUPS:
+        raise DataError(f"{where}: field 'group': {ALL_GROUPS!r} means the sum over all groups; call the group otherwise")
+
+
 def check_questions(questions: Iterable[Question]) -> None:
-    """Refuse what cannot become a fair multi-choice question: DataError names the question and the field."""
+    """Refuse what cannot become a set of fair multi-choice questions: DataError names the question and the field."""
+    items = tuple(questions)
     seen: set[str] = set()
-    for item in questions:
+    for item in items:
         if item.id in seen:
             raise DataError(f"question id {item.id!r} stands twice; ids must be distinct")
         seen.add(item.id)
-        for field in ("id", "group", "question", "answer"):
-            if not getattr(item, field).strip():
-                raise DataError(f"question {item.id!r}: field {field!r} is empty")
-        if item.distractors:
-            wrong = [normalise(text) for text in item.distractors]
-            if any(not text for text in wrong):
-                raise DataError(f"question {item.id!r}: field 'distractors' holds an empty text")
-            if normalise(item.answer) in wrong:
-                raise DataError(f"question {item.id!r}: the answer {item.answer!r} stands among the distractors")
-            if len(set(wrong)) < len(LETTERS) - 1:
-                raise DataError(
-                    f"question {item.id!r}: fewer than {len(LETTERS)} distinct options "
-                    f"(1 answer + {len(set(wrong))} distinct distractors)"
-                )
+        _check_options_of(item)
+    check_names("group", ((f"question {item.id!r}", item.group) for item in items))
+    check_names("relation", ((f"question {item.id!r}", item.relation) for item in items))
 
 
-def normalise(text: str) -> str:
-    """Case and white space folded: two options equal under this are the same option."""
-    return " ".join(text.casefold().split())
+def _check_options_of(item: Question) -> None:
+    where = f"question {item.id!r}"
+    check_one_line(item.answer, "answer", where)
+    for text in item.distractors:
+        check_one_line(text, "distractors", where)
+    wrong = {normalise(text): text for text in item.distractors}
+    if normalise(item.answer) in wrong:
+        raise DataError(f"{where}: the answer {item.answer!r} stands among the distractors")
+    both = [text for text in item.also_right if normalise(text) in wrong]
+    if both:
+        raise DataError(f"{where}: {both[0]!r} stands in 'also_right' and among the distractors")
+    if wrong and len(wrong) < len(LETTERS) - 1:
+        raise DataError(
+            f"{where}: fewer than {len(LETTERS)} distinct options (1 answer + {len(wrong)} distinct distractors)"
+        )

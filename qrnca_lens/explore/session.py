@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.data import LETTERS
+from qrnca_lens.data import ALL_GROUPS, LETTERS
 from qrnca_lens.explore import drawing, html
 from qrnca_lens.explore.card_numbers import effects_of
 from qrnca_lens.explore.circuit import circuit
@@ -21,7 +21,6 @@ from qrnca_lens.models.letters import letters_and_activations
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.values import number
 
-ALL_GROUPS = "all groups"
 SELECTION = ("group", "query", "layer", "neuron", "scope", "factor")
 _HEADS = 3  # attention maps of the explorer; `circuit` on its own shows more
 _QUESTION = 90

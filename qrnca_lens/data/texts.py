@@ -1,0 +1,113 @@
+"""The texts of questions: which of them are the same, and which cannot be used. Each DataError names place and field."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from qrnca_lens.data.errors import DataError
+from qrnca_lens.data.templates import LETTERS
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE_BREAK = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_INVISIBLE = re.compile(  # control characters that are no white space, and Unicode's Default_Ignorable_Code_Point
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_WRITTEN_OTHERWISE = re.compile("<(wide|narrow|small|square|vertical|noBreak|compat|isolated|initial|medial|final)> ")
+
+
+@lru_cache(maxsize=8192)
+def normalise(text: str) -> str:
+    """Two options that are equal under this are the same option.
+
+    Folded: case, white space, composed and decomposed letters, full and half width, ligatures, invisible characters
+    (direction marks, zero-width joiners, soft hyphens). What reads differently stays: superscripts, fractions, bold letters.
+    """
+    text = _INVISIBLE.sub("", text)
+    if not unicodedata.is_normalized("NFKC", text):
+        text = "".join(_spelt_out(character) for character in text)
+    folded = unicodedata.normalize("NFD", text).casefold()
+    return " ".join(unicodedata.normalize("NFC", folded).split())
+
+
+def _spelt_out(character: str) -> str:
+    other = _WRITTEN_OTHERWISE.match(unicodedata.decomposition(character))
+    return unicodedata.normalize("NFKC", character) if other else character
+
+
+def check_text(value: object, field: str, where: str, *, empty: bool = False) -> str:
+    """`value`, if it is a text of whole characters that shows something (`empty`: or is "")."""
+    if not isinstance(value, str):
+        found = "nothing" if value is None else type(value).__name__
+        raise DataError(f"{where}: field {field!r}: expected a text, found {found}")
+    half = _SURROGATE.search(value)
+    if half:
+        raise DataError(
+            f"{where}: field {field!r}: half a character ({half[0]!r}, a lone surrogate) at position {half.start()}; "
+            "write the whole character"
+        )
+    if not _shows(value) and not (empty and not value):
+        raise DataError(f"{where}: field {field!r} is empty; expected a text")
+    return value
+
+
+def check_texts(value: object, field: str, where: str) -> tuple[str, ...]:
+    """`value` as a tuple, if it is a list or tuple of texts that `check_text` lets pass."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+        raise DataError(f"{where}: field {field!r}: expected a list of texts")
+    if not all(_shows(text) for text in value):
+        raise DataError(f"{where}: field {field!r} holds an empty text")
+    return tuple(check_text(text, field, where) for text in value)
+
+
+def _shows(text: str) -> bool:
+    return bool(_INVISIBLE.sub("", text).strip())
+
+
+def has_line_break(text: str) -> bool:
+    """Whether the text stands on more than one line, by any of Unicode's line breaks."""
+    return _LINE_BREAK.search(text) is not None
+
+
+def check_one_line(text: str, field: str, where: str) -> None:
+    """Refuse an option with a line break: what follows it would read as an option of its own."""
+    if has_line_break(text):
+        raise DataError(f"{where}: field {field!r}: {text!r} has a line break; an option stands on one line")
+
+
+def check_options(options: Sequence[str], text: str, where: str) -> None:
+    """Refuse options that are not four different single lines, in the order in which they stand in the prompt's `text`."""
+    for option in options:
+        check_one_line(option, "options", where)
+    if len(options) != len(LETTERS):
+        raise DataError(f"{where}: field 'options': expected {len(LETTERS)} texts, found {len(options)}")
+    if len({normalise(option) for option in options}) < len(LETTERS):
+        raise DataError(f"{where}: field 'options': fewer than {len(LETTERS)} distinct options in {list(options)!r}")
+    shown, position = normalise(text), 0
+    for letter, option in zip(LETTERS, options, strict=True):
+        position = shown.find(normalise(option), position)
+        if position < 0:
+            raise DataError(
+                f"{where}: field 'options': {option!r} (option {letter}) does not stand in the prompt's text, "
+                f"in the order {', '.join(LETTERS)}"
+            )
+        position += len(normalise(option))
+
+
+def check_names(field: str, named: Iterable[tuple[str, str]]) -> None:
+    """Refuse two names that look the same and are not; `named` holds pairs of a place and the name that stands there."""
+    first: dict[str, tuple[str, str]] = {}
+    seen: set[str] = set()
+    for where, name in named:
+        if name in seen:
+            continue
+        seen.add(name)
+        place, known = first.setdefault(normalise(name), (where, name))
+        if known != name:
+            raise DataError(
+                f"{where}: field {field!r}: {name!r} differs from {known!r} ({place}) only in case, white space or the "
+                "form of its characters; write it the same everywhere"
+            )
