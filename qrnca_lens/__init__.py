@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qrnca_lens.explore import Circuit, Explorer, NeuronCard, QueryView, circuit, neuron, show, write_explorer
     from qrnca_lens.localization.projection import promoted_tokens
     from qrnca_lens.methods import Evidence, find_neurons
-    from qrnca_lens.models import BusyModelError, ModelError, load_model
+    from qrnca_lens.models import BusyModelError, LetterWarning, ModelError, load_model, option_tokens
     from qrnca_lens.models.letters import answers, letter_probabilities
     from qrnca_lens.neurons import Neuron, NeuronSet
     from qrnca_lens.pipeline import locate
@@ -42,6 +42,7 @@ _PUBLIC = {
     "BusyModelError": "qrnca_lens.models",
     "DataError": "qrnca_lens.data",
     "Evidence": "qrnca_lens.methods",
+    "LetterWarning": "qrnca_lens.models",
     "ModelError": "qrnca_lens.models",
     "Neuron": "qrnca_lens.neurons",
     "NeuronSet": "qrnca_lens.neurons",
@@ -60,6 +61,7 @@ _PUBLIC = {
     "load_model": "qrnca_lens.models",
     "load_queries": "qrnca_lens.data",
     "locate": "qrnca_lens.pipeline",
+    "option_tokens": "qrnca_lens.models",
     "predict_from_neurons": "qrnca_lens.prediction",
     "probability_change_ratio": "qrnca_lens.editing.statistics",
     "promoted_tokens": "qrnca_lens.localization.projection",
@@ -83,6 +85,7 @@ __all__ = [
     "BusyModelError",
     "DataError",
     "Evidence",
+    "LetterWarning",
     "ModelError",
     "Neuron",
     "NeuronSet",
@@ -101,6 +104,7 @@ __all__ = [
     "load_model",
     "load_queries",
     "locate",
+    "option_tokens",
     "predict_from_neurons",
     "probability_change_ratio",
     "promoted_tokens",

@@ -76,11 +76,15 @@ def test_every_mark_names_another_answer_of_its_pool_and_none_is_drawn() -> None
         ("chem-004", "chem-012"), ("chem-010", "chem-012"), ("chem-011", "chem-012"), ("chem-012", "chem-010"),
         ("chem-018", "chem-017"), ("chem-061", "chem-056"), ("phys-034", "phys-009"), ("phys-055", "phys-093"),
         ("phys-093", "phys-055"), ("phys-093", "phys-094"), ("cs-036", "cs-020"), ("cs-052", "cs-029"),
-        ("math-007", "math-005"), ("bio-056", "bio-050"),
+        ("math-007", "math-005"), ("bio-056", "bio-050"), ("math-054", "math-061"), ("bio-064", "bio-067"),
+        ("phys-001", "phys-002"), ("chem-009", "chem-056"), ("chem-010", "chem-057"), ("phys-053", "phys-058"),
+        ("phys-054", "phys-058"), ("bio-010", "bio-007"), ("bio-069", "bio-007"), ("cs-040", "cs-021"),
+        ("cs-037", "cs-019"), ("math-008", "math-005"), ("phys-007", "phys-006"),
+        ("fr-instrument-07", "fr-instrument-19"), ("ru-instrument-07", "ru-instrument-19"),
     ],
 )  # fmt: skip
 def test_answers_that_fit_each_others_question_exclude_each_other(question: str, other: str) -> None:
-    by_id = {q.id: q for q in load_questions("atlas/domains")}
+    by_id = {q.id: q for name in ("atlas/domains", "atlas/languages") for q in load_questions(name)}
     assert by_id[other].answer in by_id[question].also_right
 
 
