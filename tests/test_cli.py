@@ -21,7 +21,6 @@ from qrnca_lens.cli import app
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet, Question, load_questions, save_queries
 from qrnca_lens.data.sources import save_questions
-from qrnca_lens.editing.collateral import neutral_loss
 from qrnca_lens.pipeline import progress_bar
 from qrnca_lens.prediction import COLUMNS
 from qrnca_lens.study.reproduce import Sample
@@ -183,8 +182,6 @@ def test_every_command_shows_text_as_text(odd: Path, monkeypatch: pytest.MonkeyP
 def test_reproduce_shows_text_as_text(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["qrnca_lens.study.reproduce"]  # its name in the package is that of the function
     monkeypatch.setattr(module, "Sample", lambda: Sample(extended=1, collateral=1, permutations=9))
-    short = lambda model, edited, factor: neutral_loss(model, edited, factor, "Answer:")  # noqa: E731
-    monkeypatch.setattr(module, "neutral_loss", short)
     monkeypatch.setattr(module, "_prediction", lambda *_: pd.DataFrame(columns=COLUMNS))
     arguments = ["--model", str(odd / f"model {NAME}"), "--queries", str(odd / f"{NAME}.jsonl"), "--out", str(odd / "study")]
     done = run(app, ["reproduce", *arguments], env={"COLUMNS": "400"})

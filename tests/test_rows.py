@@ -14,7 +14,7 @@ from qrnca_lens.attribution import attribute
 from qrnca_lens.attribution.last_token import factors_of, scaled_logits
 from qrnca_lens.data import Prompt
 from qrnca_lens.editing import enhance, suppress
-from qrnca_lens.models import to_tokens
+from qrnca_lens.models import option_tokens, to_tokens
 from qrnca_lens.models.activity import token_activations
 from qrnca_lens.models.letters import letter_probabilities
 from qrnca_lens.models.rows import row_ends
@@ -191,7 +191,8 @@ def test_the_package_reads_every_prompt_at_its_own_end_under_an_edit(family: str
             each = torch.cat([letter_probabilities(model, [prompt]) for prompt in prompts])
             assert torch.allclose(letter_probabilities(model, prompts), each, rtol=1e-3)
             p = letter_probabilities(model, [Prompt(f"{TEXTS[0]}</s></s>", "A")])[0, 0].item()
-            assert attribute(model, f"{TEXTS[0]}</s></s>", " A", steps=2).probability == pytest.approx(p, rel=1e-4)
+            letter = option_tokens(model, f"{TEXTS[0]}</s></s>").id_of("A")
+            assert attribute(model, f"{TEXTS[0]}</s></s>", letter, steps=2).probability == pytest.approx(p, rel=1e-4)
 
 
 def test_watching_leaves_no_trace_after_an_exception(model_of: Callable[[str], Any]) -> None:

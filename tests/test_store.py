@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,7 +22,7 @@ from qrnca_lens.store import (
     write_table,
     write_text,
 )
-from qrnca_lens.study import Subject, reproduce
+from qrnca_lens.study import Subject
 from qrnca_lens.writing import check_target, own_folder, plain_name, whole_file, whole_folder
 
 
@@ -188,10 +187,3 @@ def test_names_made_of_a_users_text_stay_in_their_folder(name: str) -> None:
         plain_name(name)
     with pytest.raises(ValueError, match="cannot be the name of a file"):
         Subject(name, QuerySet(()), ())
-
-
-def test_two_subjects_of_one_name_are_refused(tmp_path: Path, run: tuple[Any, Any]) -> None:
-    twice = [Subject("a", QuerySet(()), ()), Subject("a", QuerySet(()), ())]
-    with pytest.raises(ValueError, match="subjects need names of their own, not a, a"):
-        reproduce(run[0], twice, tmp_path / "study")
-    assert list(tmp_path.iterdir()) == []

@@ -230,8 +230,8 @@ def one_letter(queries: QuerySet) -> QuerySet:
         (["a", "A"], lambda queries: queries, "2 subjects are called 'a'; rename one"),
         (["figures"], lambda queries: queries, "a subject cannot be called 'figures'"),
         (["results.json"], lambda queries: queries, r"cannot be called 'results\.json'"),
-        (["../up"], lambda queries: queries, r"cannot be called '\.\./up'"),
-        ([""], lambda queries: queries, "cannot be called ''"),
+        (["../up"], lambda queries: queries, r"'\.\./up' cannot be the name of a file"),
+        ([""], lambda queries: queries, "'' cannot be the name of a file"),
         (["a"], lambda queries: QuerySet(queries.queries[:3]), "'a' has 3 queries, split in halves.*give at least 4"),
         (["a"], lambda queries: QuerySet(queries.queries[:6]), "'a' has 6 queries, split in halves.* 3 queries are too few"),
         (["a"], lambda queries: with_group(queries, lambda i: "g"), "'a': unrelated queries .* not of g alone"),
@@ -267,7 +267,7 @@ def test_what_else_is_refused_before_computing(
     with pytest.raises(ModelError, match="no query can be located: 8 of 8"):
         reproduce(model_of("llama"), [Subject("a", long, (long,))], tmp_path / "run", progress=False)
     for field, value in (("extended", 0), ("collateral", 1.5), ("permutations", True)):
-        with pytest.raises(ValueError, match=f"the sample's {field} must be a whole number above 0"):
+        with pytest.raises((ValueError, TypeError), match=f"{field} must be"):
             Sample(**{field: value})
     assert not (tmp_path / "run").exists()
 

@@ -134,4 +134,6 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) 
     try:
         write_text("".join(lines), Path(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be written ({reason(error)}); give another place, where this user may write") from None
+        raise DataError(
+            f"{path}: cannot be written ({reason(error)}); give another place, where this user may write"
+        ) from None

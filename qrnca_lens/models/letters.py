@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import pandas as pd
@@ -16,12 +16,14 @@ from qrnca_lens.data import LETTERS, Prompt, QuerySet
 from qrnca_lens.models.activity import last_positions
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.fingerprint import Written, written
-from qrnca_lens.models.hooked import HookedModel, is_edited, without_edits
-from qrnca_lens.models.tokens import OptionTokens, option_forms
+from qrnca_lens.models.hooked import HookedModel, exclusive, is_edited, without_edits
+from qrnca_lens.models.tokens import OptionTokens, option_forms, to_tokens
 from qrnca_lens.neurons import NeuronSet
 
 ALMOST_NONE = 0.05  # four letters that hold less than this say little about the answer
-_DECIDED: WeakKeyDictionary[HookedModel, tuple[Written, dict[str, OptionTokens]]] = WeakKeyDictionary()
+Asked: TypeAlias = tuple[str, tuple[int, ...]]
+"""A prompt's text and the tokens that the model makes of it."""
+_DECIDED: WeakKeyDictionary[HookedModel, tuple[Written, dict[Asked, OptionTokens]]] = WeakKeyDictionary()
 
 
 class LetterWarning(UserWarning):
@@ -38,18 +40,19 @@ def options_of(model: HookedModel, prompts: Sequence[str], *, batch: int = 64) -
 
     Scaled neurons and other hooks that are not permanent have no part in the choice, so it does not change under an edit. It
     is made once for a prompt, and anew when weights were written to. A LetterWarning tells of prompts after which the four
-    letters hold less than `ALMOST_NONE` in both forms. Raises ModelError where the letters are no single tokens.
+    letters hold less than `ALMOST_NONE` in both forms. Raises ModelError where the letters are no single tokens, and what
+    `to_tokens` raises.
     """
     check_hooked(model)
-    known = _known(model)
-    new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-    for prompt in new:
+    known, asked = _known(model), _asked(model, prompts)
+    new = [one for one in dict.fromkeys(asked) if one not in known]
+    for prompt, _ in new:
         option_forms(model.tokenizer, prompt)
     if new:
-        with without_edits(model):
-            for rows, logits, _ in last_positions(model, new, NeuronSet(), batch=batch):
+        with exclusive(model), without_edits(model):
+            for rows, logits, _ in last_positions(model, [prompt for prompt, _ in new], NeuronSet(), batch=batch):
                 _decide(model, [new[i] for i in rows], logits.float().softmax(-1).cpu())
-    return [known[prompt] for prompt in prompts]
+    return [known[one] for one in asked]
 
 
 def decisions(options: Sequence[OptionTokens]) -> list[dict[str, Any]]:
@@ -89,14 +92,14 @@ def letters_and_activations(
     edited = is_edited(model)
     if edited:
         options_of(model, texts, batch=batch)
-    known = _known(model)
+    known, asked = _known(model), _asked(model, texts)
     p = torch.empty(len(prompts), len(LETTERS), dtype=torch.float32)
     activations = torch.empty(len(prompts), len(neurons), dtype=torch.float32)
     for rows, logits, posts in last_positions(model, texts, neurons, batch=batch):
         everything = logits.float().softmax(-1).cpu()
         if not edited:
-            _decide(model, [texts[i] for i in rows], everything)
-        p[rows] = everything.gather(1, torch.tensor([known[texts[i]].ids for i in rows]))
+            _decide(model, [asked[i] for i in rows], everything)
+        p[rows] = everything.gather(1, torch.tensor([known[asked[i]].ids for i in rows]))
         activations[rows] = posts.float().cpu()
     return p, activations
 
@@ -118,8 +121,12 @@ def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.Dat
     return pd.DataFrame(rows, columns=columns)
 
 
-def _known(model: HookedModel) -> dict[str, OptionTokens]:
-    """What is decided for this model with its present weights, by prompt."""
+def _asked(model: HookedModel, prompts: Sequence[str]) -> list[Asked]:
+    return [(prompt, tuple(to_tokens(model, prompt).tolist())) for prompt in prompts]
+
+
+def _known(model: HookedModel) -> dict[Asked, OptionTokens]:
+    """What is decided for this model with its present weights."""
     now = written(model)
     before, known = _DECIDED.get(model, (None, {}))
     if before != now:
@@ -128,17 +135,17 @@ def _known(model: HookedModel) -> dict[str, OptionTokens]:
     return known
 
 
-def _decide(model: HookedModel, prompts: Sequence[str], p: Float[torch.Tensor, "prompt token"]) -> None:
+def _decide(model: HookedModel, asked: Sequence[Asked], p: Float[torch.Tensor, "prompt token"]) -> None:
     """Choose the form of the letters for prompts that are new, from the untouched model's probabilities after them."""
     known = _known(model)
     weak = 0
-    for prompt, row in zip(prompts, p, strict=True):
-        if prompt in known:
+    for one, row in zip(asked, p, strict=True):
+        if one in known:
             continue
-        forms = option_forms(model.tokenizer, prompt)
+        forms = option_forms(model.tokenizer, one[0])
         masses = [row[list(form.ids)].sum().item() for form in forms]
         best = max(range(len(forms)), key=masses.__getitem__)  # the first, which the text suggests, where they are equal
-        known[prompt] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])
+        known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])
         weak += masses[best] < ALMOST_NONE
     if weak:
         warnings.warn(

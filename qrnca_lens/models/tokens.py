@@ -41,7 +41,7 @@ def _text_tokens(model: HookedModel, prompt: str) -> Tokens:
     if not prompt:
         raise ModelError("the prompt is empty")
     tokenizer = model.tokenizer
-    ids = model.to_tokens(prompt, truncate=False, move_to_device=False)[0].long()
+    ids = _as_the_model(model, prompt)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and prompt.startswith(str(tokenizer.bos_token)) and ids[:2].tolist() == [bos, bos]:
         warnings.warn(
@@ -56,6 +56,18 @@ def _text_tokens(model: HookedModel, prompt: str) -> Tokens:
     if not len(ids):
         raise ModelError(f"the tokenizer makes no token of the prompt {_short(prompt)}")
     return ids
+
+
+def _as_the_model(model: HookedModel, prompt: str) -> Tokens:
+    """`model.to_tokens` of one text, also where the tokenizer has no padding token, which that method asks for."""
+    tokenizer = model.tokenizer
+    if tokenizer.pad_token_id is not None:
+        return model.to_tokens(prompt, truncate=False, move_to_device=False)[0].long()
+    ids, bos = tokenizer.encode(prompt), tokenizer.bos_token_id
+    begins = bos is not None and tokenizer.encode("A")[0] == bos
+    if model.cfg.default_prepend_bos and not begins and bos is not None:
+        ids = [bos, *ids]
+    return torch.tensor(ids[1:] if begins and not model.cfg.default_prepend_bos else ids, dtype=torch.long)
 
 
 def _checked_ids(model: HookedModel, ids: object) -> Tokens:
