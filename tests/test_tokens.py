@@ -85,7 +85,7 @@ def test_targets_as_ids_of_any_kind(model_of: Callable[[str], Any], unchecked: N
     model = model_of("gpt2")
     logits = model(to_tokens(model, "Answer:")[None])[0, -1]
     best = int(logits.argmax())
-    for target in (logits.argmax(), logits.argmax()[None], np.int64(best), np.array(best), best):
+    for target in (logits.argmax(), logits.argmax()[None], np.int64(best), np.array(best), np.array([best]), best):
         assert target_id(model, target) == best
     with pytest.raises(ModelError, match=r"token id 320 is outside the vocabulary \(0 to 319\)"):
         target_id(model, 320)
@@ -95,7 +95,19 @@ def test_targets_as_ids_of_any_kind(model_of: Callable[[str], Any], unchecked: N
         target_id(model, "xylophone")
     with pytest.raises(ModelError, match="'' is not one token"):
         target_id(model, "")
-    for wrong in (True, 3.0, np.float32(3), None, logits[:2].long(), logits.argmax().float(), [3]):
+    with pytest.raises(ModelError, match="the target holds half a character"):
+        target_id(model, "\ud800")
+    for wrong in (
+        True,
+        np.True_,
+        3.0,
+        np.float32(3),
+        None,
+        logits[:2].long(),
+        logits.argmax().float(),
+        [3],
+        np.array([1, 2]),
+    ):
         with pytest.raises(TypeError, match="a target is a token as a text"):
             target_id(model, wrong)
 
@@ -121,6 +133,8 @@ def test_prompts_as_tokens(model_of: Callable[[str], Any], unchecked: None) -> N
 def test_prompts_must_fit(model_of: Callable[[str], Any]) -> None:
     with pytest.raises(ModelError, match="the prompt is empty"):
         to_tokens(model_of("llama"), "")
+    with pytest.raises(ModelError, match=r"the prompt holds half a character \('\\ud800' at 2\)"):
+        to_tokens(model_of("llama"), "a \ud800 Answer:")
     with pytest.raises(ModelError, match="the model's context holds 128"):
         to_tokens(model_of("llama"), "word " * 200)
 
@@ -278,6 +292,17 @@ def test_the_form_does_not_change_under_an_edit_and_does_with_the_weights(swayed
     assert edited.sum() < 0.01
     model.unembed.b_U[plain] += 20
     assert not option_tokens(model, prompt.text).leading_space
+
+
+def test_the_form_follows_weights_written_through_data_and_another_bos(swayed: Callable[..., Any]) -> None:
+    model, text = swayed(" ", 8.0), "Which letter?\nAnswer:"
+    assert option_tokens(model, text).leading_space
+    with_bos = option_tokens(model, text).mass
+    model.cfg.default_prepend_bos = False
+    assert option_tokens(model, text).mass != pytest.approx(with_bos, rel=1e-6)
+    plain = [target_id(model, letter) for letter in "ABCD"]
+    model.unembed.b_U.data[plain] += 30
+    assert not option_tokens(model, text).leading_space
 
 
 def test_letters_that_are_hardly_expected_are_told(model_of: Callable[[str], Any], swayed: Callable[..., Any]) -> None:

@@ -74,8 +74,9 @@ def tolerance_of(model: HookedModel) -> float:
 
 def drift_of(rerun: torch.Tensor, untouched: torch.Tensor) -> torch.Tensor:
     """How far logits [..., token] are from the untouched model's [token]: the largest difference over the largest logit."""
-    untouched = untouched.detach().float()
-    return (rerun.detach().float() - untouched).abs().amax(-1) / untouched.abs().max()
+    untouched, rerun = untouched.detach().float(), rerun.detach().float()
+    differences = (rerun - untouched).abs().where(rerun != untouched, 0)  # a masked token's -inf stays -inf
+    return differences.amax(-1) / untouched[untouched.isfinite()].abs().max()
 
 
 def probability_of(target: int) -> Objective:

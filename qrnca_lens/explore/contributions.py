@@ -183,7 +183,15 @@ def regions(model: HookedModel, prompt: Prompt, question: str) -> list[str]:
         if found:
             spans[name], at = found.span(1), found.end()
     made = []
-    for start, end in model.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]:
+    for start, end in _offsets(model, prompt.text):
         inside = [name for name, (first, last) in spans.items() if max(first, start) < min(last, end)]
         made.append(inside[0] if inside else "rest")
     return made
+
+
+def _offsets(model: HookedModel, text: str) -> list[tuple[int, int]]:
+    """Where in `text` each of its tokens stands; (0, 0) for a BOS that the model adds."""
+    read = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    offsets = [(int(start), int(end)) for start, end in read["offset_mapping"]]
+    missing = len(to_tokens(model, text)) - len(offsets)
+    return [(0, 0)] * missing + offsets if missing >= 0 else offsets[-missing:]

@@ -26,7 +26,7 @@ def check_hooked(model: HookedModel) -> None:
         raise TypeError(f"expected a {names}, found {type(model).__name__}; load it with qrnca_lens.load_model")
     if model.tokenizer is None:
         raise TypeError("this model has no tokenizer; load it with qrnca_lens.load_model")
-    if model.training and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
+    if _drops_out(model):
         raise ModelError(
             f"{model.cfg.model_name} is in training mode, where dropout changes every run; call model.eval() first"
         )
@@ -40,6 +40,15 @@ def check_hooked(model: HookedModel) -> None:
         _SEEN.add(model)
 
 
+def _drops_out(model: HookedModel) -> bool:
+    """Whether some part of a bridge is in training mode and dropout is on; HookedTransformers have none."""
+    if is_hooked_transformer(model) or not any(module.training for module in model.modules()):
+        return False
+    settings = model.original_model.config.to_dict()
+    named = any("drop" in key and isinstance(value, (int, float)) and value > 0 for key, value in settings.items())
+    return named or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+
+
 def _check_neurons(model: HookedModel) -> None:
     cfg = model.cfg
     why = None
@@ -47,6 +56,8 @@ def _check_neurons(model: HookedModel) -> None:
         why = "it is a mixture of experts, whose neurons lie in several MLPs a layer"
     elif getattr(cfg, "attn_only", False):
         why = "it has attention only, no MLPs"
+    elif getattr(cfg, "attention_dir", "causal") != "causal":
+        raise ModelError(f"{cfg.model_name} reads the tokens that follow, too; QRNCA needs a causal model")
     else:
         points = model.hook_dict
         wanted = (site_hook(model, layer, site) for layer in range(cfg.n_layers) for site in sites_of(model))

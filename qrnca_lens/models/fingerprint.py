@@ -9,7 +9,8 @@ import torch
 
 from qrnca_lens.models.hooked import HookedModel
 
-Written: TypeAlias = tuple[tuple[int, int], ...]
+Written: TypeAlias = tuple[tuple[int, int, float], ...]
+_SAMPLE = 4096
 _PART = 1 << 24  # values hashed at a time
 
 
@@ -27,5 +28,14 @@ def model_fingerprint(model: HookedModel) -> str:
 
 
 def written(model: HookedModel) -> Written:
-    """Where the parameters lie and how often each was written to in place: cheap, equal as long as nothing has changed."""
-    return tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
+    """What tells cheaply whether weights have changed: where each lies, how often it was written to, a sum of some values.
+
+    Writing through `weight.data` is not counted by PyTorch, so up to `_SAMPLE` values of each are summed as well; an edit of
+    a few values of a large weight through `.data` stays unseen. Write under `torch.no_grad()` instead.
+    """
+    return tuple((weight.data_ptr(), weight._version, _sampled(weight)) for weight in model.parameters())
+
+
+def _sampled(weight: torch.Tensor) -> float:
+    values = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten(0, -2)[:, 0]
+    return values[:: max(1, len(values) // _SAMPLE)].float().sum().item() if len(values) else 0.0

@@ -24,6 +24,7 @@ from qrnca_lens.models.sources import (
     ATLAS_FOLDER,
     FAILURES,
     Source,
+    failures,
     find_source,
     read_config,
     read_tokenizer,
@@ -34,6 +35,7 @@ from qrnca_lens.models.sources import (
 _log = logging.getLogger(__name__)
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 _PROBE_LENGTH = 32
+_OTHER, _FINER = "give a model of another architecture", "load it in float32, or give a model of another architecture"
 
 
 def load_model(
@@ -58,15 +60,16 @@ def load_model(
         config = read_config(source)
         tokenizer = read_tokenizer(source)
         hf_model = read_weights(source, config, dtype)
-        probe = _Probe(hf_model, dtype)
-        model = _hooked_transformer(hf_model, config, tokenizer, probe) or _bridge(source, hf_model, tokenizer, probe)
-        local = Path(source.place)
-        model.cfg.model_name = local.name if local.is_dir() and local != ATLAS_FOLDER else str(name_or_folder)
-        if place.type != "cpu":
-            model = model.to(place)
-        model.eval().requires_grad_(False)
-    check_hooked(model)
-    return model
+        with failures(
+            f"{source.place}: {type(hf_model).__name__} cannot be run", _OTHER if dtype == torch.float32 else _FINER
+        ):
+            probe = _Probe(source.place, hf_model, dtype)
+            model = _hooked_transformer(hf_model, config, tokenizer, probe) or _bridge(source, hf_model, tokenizer, probe)
+            local = Path(source.place)
+            model.cfg.model_name = local.name if local.is_dir() and local != ATLAS_FOLDER else str(name_or_folder)
+            model.eval().requires_grad_(False)
+            check_hooked(model)
+    return model.to(place) if place.type != "cpu" else model
 
 
 def _device(name: str | None) -> torch.device:
@@ -90,7 +93,7 @@ def _plain_torch() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.device("cpu"), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -99,18 +102,33 @@ def _plain_torch() -> Iterator[None]:
 class _Probe:
     """Random tokens and the logits of transformers on them, taken before a bridge takes the model over."""
 
-    def __init__(self, hf_model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, place: str, hf_model: Any, dtype: torch.dtype) -> None:
         text, generator = hf_model.config, torch.Generator().manual_seed(0)
         length = min(_PROBE_LENGTH, getattr(text, "max_position_embeddings", None) or _PROBE_LENGTH)
         self.tokens = torch.randint(0, text.vocab_size, (1, length), generator=generator)
         self.dtype = dtype
+        other = torch.cat([self.tokens[:, :-1], (self.tokens[:, -1:] + 1) % text.vocab_size], dim=1)
         with torch.no_grad():
-            self.logits = hf_model(self.tokens).logits.float()
+            self.logits, changed = (hf_model(tokens).logits.float() for tokens in (self.tokens, other))
+        if not self.logits.isfinite().all():
+            bad = [name for name, weight in hf_model.named_parameters() if not weight.isfinite().all()]
+            raise ModelError(
+                f"{place}: the logits of transformers are no numbers"
+                + (f", because the weight {bad[0]!r} holds NaN or infinite values" if bad else "")
+                + "; load the model from intact files"
+                + ("" if dtype == torch.float32 else ", or in float32")
+            )
+        if (changed - self.logits)[:, :-1].abs().max() > _TOLERANCE[dtype] * self.logits.abs().max():
+            raise ModelError(
+                f"{place}: {type(hf_model).__name__} reads the tokens that follow, too; QRNCA needs a causal model, which "
+                "predicts each token from those before it"
+            )
 
     @torch.no_grad()
     def off(self, model: HookedModel) -> float:
         """The largest difference between the model's logits and those of transformers, as a share of the largest logit."""
-        return ((model(self.tokens).float() - self.logits).abs().max() / self.logits.abs().max()).item()
+        largest = self.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        return ((model(self.tokens).float() - self.logits).abs().max() / largest).item()
 
     def holds(self, off: float) -> bool:
         """Whether that is within the rounding of the dtype."""
@@ -127,7 +145,7 @@ def _hooked_transformer(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(HookedTransformerConfig.from_dict({**fields, "dtype": probe.dtype, "device": "cpu"}))
-    model.load_state_dict(_unshared(convert_weights(hf_model, model.cfg)), strict=False, assign=True)
+    model.load_state_dict(_unshared(convert_weights(hf_model, model.cfg), probe.dtype), strict=False, assign=True)
     _set_tokenizer(model, tokenizer)
     off = probe.off(model)
     if probe.holds(off):
@@ -140,13 +158,13 @@ def _hooked_transformer(
     return None
 
 
-def _unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of which no two share memory: tied embeddings would change together when one is folded or centred."""
+def _unshared(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights of one dtype of which no two share memory: tied embeddings would change together when one is folded."""
     seen: set[int] = set()
     made = {}
     for name, weight in weights.items():
         lies = weight.untyped_storage().data_ptr()
-        made[name] = weight.clone() if lies in seen else weight
+        made[name] = (weight.clone() if lies in seen else weight).to(dtype if weight.is_floating_point() else weight.dtype)
         seen.add(lies)
     return made
 
@@ -164,7 +182,7 @@ def _bridge(source: Source, hf_model: Any, tokenizer: PreTrainedTokenizerBase, p
     except FAILURES as error:
         raise ModelError(
             f"{source.place}: TransformerLens cannot take {type(hf_model).__name__}, neither as HookedTransformer nor as "
-            f"bridge ({reason_of(error)}); give a model of another architecture"
+            f"bridge ({reason_of(error)}); {_OTHER if probe.dtype == torch.float32 else _FINER}"
         ) from error
     if not probe.holds(off):
         raise ModelError(

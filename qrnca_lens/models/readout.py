@@ -129,7 +129,7 @@ def _close(found: torch.Tensor, wanted: torch.Tensor, model: HookedModel, roundi
 @torch.no_grad()
 def logits_of(model: HookedModel, resid: Vectors) -> Float[torch.Tensor, "row token"]:
     """The logits of residual streams, read as at the end of the model."""
-    normed = norm_parts(model, model.ln_final, model.unembed.W_U.T)(resid)
+    normed = norm_parts(model, _final_norm(model), model.unembed.W_U.T)(resid)
     with exclusive(model):
         bias = model.unembed(torch.zeros_like(model.unembed.W_U.T[:1])[None])[0, 0]
     return _transform(model, _unembedded(normed, model.unembed.W_U) + bias.float())
@@ -143,9 +143,17 @@ def linear_logits(
 
     The final norm's scale is held at that of `held_at` [1, d_model]; without it, it is each vector's own.
     """
-    norm, columns = norm_parts(model, model.ln_final, model.unembed.W_U.T), model.unembed.W_U[:, tokens]
+    norm, columns = norm_parts(model, _final_norm(model), model.unembed.W_U.T), model.unembed.W_U[:, tokens]
     slope = torch.func.grad(lambda logit: _transform(model, logit))(columns.new_zeros((), dtype=torch.float32))
     return _unembedded(norm.held_at(resid if held_at is None else held_at)(resid), columns) * slope
+
+
+def _final_norm(model: HookedModel) -> torch.nn.Module:
+    """The norm before the unembedding. ModelError for a model that has none, or none that is known."""
+    norm = getattr(model, "ln_final", None)
+    if norm is None or isinstance(norm, torch.nn.Identity):
+        raise ModelError(f"{model.cfg.model_name} has no final norm, so no residual stream of it can be read as logits")
+    return norm
 
 
 def _unembedded(normed: Vectors, columns: Float[torch.Tensor, "d_model token"]) -> Float[torch.Tensor, "row token"]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -40,10 +41,13 @@ FAILURES = (
     pickle.PickleError,
     SafetensorError,
     StrictDataclassError,
+    # the hub's HTTP library differs between releases (requests, httpx); what it raises is a base of the hub's own error
+    *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"),
 )
 """What transformers, its files and a TransformerBridge raise on a model that they cannot take."""
 
 _HUB_SECONDS = 5.0
+_LONGEST = 300  # characters of another library's message
 _POSITIVE = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "hidden_size", "n_embd", "d_model", "intermediate_size"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "head_dim", "vocab_size"),
@@ -51,9 +55,9 @@ _POSITIVE = (
 )
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _UNSAFE = ("weights_only", "trust_remote_code")
-_AGAIN = "copy it anew, or save the model again with save_pretrained"
+_AGAIN = "mend it, copy it anew, or save the model again with save_pretrained"
 _CODE = "code that comes with a model (auto_map) is not run: give a model of an architecture that transformers has itself"
-_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(bias|masked_bias)|attention\.(bias|masked_bias)|position_ids)$")
+_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.\d+\.(attn|attn\.attention|attention)\.(bias|masked_bias)|position_ids)$")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ def _on_hub(name: str) -> Source:
     missing = f"{name!r}: neither a folder here nor a model of the Hugging Face hub"
     advice = "check the name and your access, give a local folder, or use 'atlas'"
     try:
+        validate_repo_id(name)
+    except ValueError:
+        raise ModelError(f"{missing}, whose names are like 'owner/model'; {advice}") from None
+    try:
         files = HfApi().model_info(name, timeout=_HUB_SECONDS).siblings or []
     except RepositoryNotFoundError:
         raise ModelError(f"{missing}; {advice}") from None
@@ -120,7 +128,7 @@ def _adapter(place: str) -> ModelError:
 def read_config(source: Source) -> PretrainedConfig:
     """The configuration of a dense, unquantised, causal language model, `architectures` filled in. ModelError for others."""
     place = source.place
-    with _failures(f"{place}: config.json cannot be used", _AGAIN):
+    with failures(f"{place}: config.json cannot be used", _AGAIN):
         raw, _ = PretrainedConfig.get_config_dict(place, local_files_only=source.cached)
         if not isinstance(raw, Mapping) or not isinstance(raw.get("model_type"), str):
             raise ValueError("it names no model_type")
@@ -131,12 +139,12 @@ def read_config(source: Source) -> PretrainedConfig:
             f"{place}: the weights are quantised ({method}), and attribution needs gradients through them; give the model "
             "that was quantised, or dequantise it and save that with save_pretrained"
         )
-    if any(isinstance(raw.get(key), (int, float)) and raw[key] > 0 for key in _EXPERTS):
+    if _counts_experts(raw):
         raise ModelError(
             f"{place}: a mixture-of-experts model ({raw['model_type']}), whose neurons lie in experts: that is not "
             "supported; give a dense model"
         )
-    with _failures(f"{place}: config.json cannot be used", _CODE if "auto_map" in raw else _AGAIN):
+    with failures(f"{place}: config.json cannot be used", _CODE if "auto_map" in raw else _AGAIN):
         config = AutoConfig.from_pretrained(place, **source.reading)
     if config.get_text_config() is not config:
         raise ModelError(
@@ -145,6 +153,12 @@ def read_config(source: Source) -> PretrainedConfig:
         )
     _check_causal(place, config)
     return config
+
+
+def _counts_experts(raw: Mapping[str, Any]) -> bool:
+    """Whether a configuration, or a part of it, counts experts."""
+    here = any(isinstance(raw.get(key), (int, float)) and raw[key] > 0 for key in _EXPERTS)
+    return here or any(_counts_experts(part) for part in raw.values() if isinstance(part, Mapping))
 
 
 def _check_numbers(place: str, raw: Mapping[str, Any]) -> None:
@@ -162,6 +176,8 @@ def _check_causal(place: str, config: PretrainedConfig) -> None:
     named = known if isinstance(known, str) else (known or [None])[0]
     if not config.architectures and named:
         config.architectures = [named]
+    if isinstance(config.architectures, str):
+        config.architectures = [config.architectures]
     architecture = (config.architectures or [f"a model of the type {config.model_type!r}"])[0]
     if config.is_encoder_decoder or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise ModelError(
@@ -172,7 +188,7 @@ def _check_causal(place: str, config: PretrainedConfig) -> None:
 
 def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights, with a padding token: TransformerLens's text methods need one. ModelError."""
-    with _failures(f"{source.place}: no usable tokenizer there", "save it beside the weights (tokenizer.save_pretrained)"):
+    with failures(f"{source.place}: no usable tokenizer there", "save it beside the weights (tokenizer.save_pretrained)"):
         tokenizer = AutoTokenizer.from_pretrained(source.place, **source.reading)
         if not tokenizer.encode("A"):
             raise ValueError("it makes no token of 'A'")
@@ -189,7 +205,7 @@ def read_weights(source: Source, config: PretrainedConfig, dtype: torch.dtype) -
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of the keys is told in the error below
     try:
-        with _failures(f"{source.place}: the weights cannot be read", _AGAIN):
+        with failures(f"{source.place}: the weights cannot be read", _AGAIN):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.place,
                 config=config,
@@ -232,7 +248,7 @@ def _listed(keys: list[str], most: int = 4) -> str:
 
 
 @contextmanager
-def _failures(what: str, remedy: str) -> Iterator[None]:
+def failures(what: str, remedy: str) -> Iterator[None]:
     """What fails in the block, as a ModelError with its reason and a remedy."""
     try:
         yield
@@ -243,9 +259,12 @@ def _failures(what: str, remedy: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what a library says, unless it recommends to load unsafely."""
+    """What a library says, in one line and shortened, unless it recommends to load unsafely."""
     text = str(error)
     if any(word in text for word in _UNSAFE):
         return "it is damaged, or more than plain weights and settings, or needs code of its own, which is never run"
-    first = text.strip().split("\n")[0][:200]
-    return f"{type(error).__name__}: {first}" if isinstance(error, LookupError) or not first else first
+    if "Available architectures" in text:
+        return "TransformerLens knows no such architecture"
+    line = " ".join(text.split())
+    told = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+    return f"{type(error).__name__}: {told}" if isinstance(error, LookupError) or not told else told

@@ -8,8 +8,9 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -40,6 +41,7 @@ def to_tokens(model: HookedModel, prompt: str | Tokens) -> Tokens:
 def _text_tokens(model: HookedModel, prompt: str) -> Tokens:
     if not prompt:
         raise ModelError("the prompt is empty")
+    _check_whole(prompt, "prompt")
     tokenizer = model.tokenizer
     ids = _as_the_model(model, prompt)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -56,6 +58,14 @@ def _text_tokens(model: HookedModel, prompt: str) -> Tokens:
     if not len(ids):
         raise ModelError(f"the tokenizer makes no token of the prompt {_short(prompt)}")
     return ids
+
+
+def _check_whole(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ModelError(f"the {what} holds half a character ({half!r} at {error.start}); give whole characters") from None
 
 
 def _as_the_model(model: HookedModel, prompt: str) -> Tokens:
@@ -105,13 +115,13 @@ def target_id(model: HookedModel, target: str | SupportsIndex) -> int:
     """
     if isinstance(target, str):
         return _token_of(model.tokenizer, target)
-    whole = hasattr(target, "__index__") and not isinstance(target, bool)
-    if isinstance(target, torch.Tensor):
-        whole = target.numel() == 1 and not target.is_floating_point() and target.dtype != torch.bool
-    if not whole:
-        shown = f"a tensor of shape {tuple(target.shape)}" if isinstance(target, torch.Tensor) else repr(target)
+    value: Any = target.detach().cpu().numpy() if isinstance(target, torch.Tensor) else target
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, (bool, np.bool_, np.ndarray)) or not hasattr(value, "__index__"):
+        shown = f"values of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
         raise TypeError(f"a target is a token as a text (' B') or a token id, not {shown}")
-    found = operator.index(target)
+    found = operator.index(value)
     if not 0 <= found < model.cfg.d_vocab:
         raise ModelError(f"token id {found} is outside the vocabulary (0 to {model.cfg.d_vocab - 1})")
     return found
@@ -119,6 +129,7 @@ def target_id(model: HookedModel, target: str | SupportsIndex) -> int:
 
 def _token_of(tokenizer: PreTrainedTokenizerBase, target: str) -> int:
     """The one token that a text stands for, in whatever way the tokenizer spells it. ModelError if there is none."""
+    _check_whole(target, "target")
     for context in _AFTER:
         added = _added(tokenizer, context, target)
         if added is None or len(added) != 1 or added[0] == tokenizer.unk_token_id:
