@@ -14,7 +14,7 @@ from qrnca_lens.data import LETTERS, Prompt, QuerySet, load_queries
 from qrnca_lens.editing import scale
 from qrnca_lens.explore import Explorer, circuit, write_explorer
 from qrnca_lens.explore.contributions import regions
-from qrnca_lens.models import ModelError, option_tokens, site_hook, to_tokens
+from qrnca_lens.models import ModelError, load_model, option_tokens, site_hook, to_tokens
 from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.pipeline import locate
 
@@ -172,3 +172,27 @@ def test_neurons_to_look_at_must_be_some(run: tuple[Any, QRNeurons]) -> None:
         circuit(model, located, "q1", [])
     with pytest.raises(TypeError, match=r"expected neurons, found 1; make them with Neuron"):
         circuit(model, located, "q1", (1, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prepends", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_circuits_with_and_without_a_bos(family: str, prepends: bool, folder_of: Any, short_queries: QuerySet) -> None:
+    model = load_model(folder_of(family), device="cpu")
+    model.cfg.default_prepend_bos = prepends
+    queries = short_queries.sample(4)
+    located = locate(model, queries, QRNCAConfig(steps=2), progress=False)
+    found = circuit(model, located, "q0", Neuron(1, 2))
+    assert len(found.tokens) == len(to_tokens(model, queries["q0"].prompts[0].text))
+    regions = found.attention.drop(columns=["layer", "head"])
+    assert np.allclose(regions.sum(axis=1), 1, atol=1e-4)
+
+
+def test_regions_follow_the_tokens_that_are_read(model_of: Any) -> None:
+    model = model_of("llama")
+    prompt = Prompt("Why?\nA. one\nB. two\nC. three\nD. four\nAnswer:", "A", "", ("one", "two", "three", "four"))
+    there = regions(model, prompt, "Why?")
+    assert len(there) == len(to_tokens(model, prompt.text))
+    assert there[0] == "rest"  # the BOS
+    text = [model.tokenizer.decode([i]) for i in to_tokens(model, prompt.text).tolist()]
+    for name, part in (("question", "Why?"), ("option B", "two")):
+        assert "".join(t for t, r in zip(text, there, strict=True) if r == name).strip() == part

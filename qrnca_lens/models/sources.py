@@ -28,7 +28,9 @@ from transformers.utils import logging as transformers_logging
 from qrnca_lens.models.errors import ModelError
 
 ATLAS_FOLDER = Path(__file__).parent / "atlas" / "weights"
-FAILURES = (
+FAILURES: tuple[type[Exception], ...] = (
+    EOFError,
+    MemoryError,
     OSError,
     ValueError,
     LookupError,
