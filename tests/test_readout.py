@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
+from qrnca_lens.attribution import attribute
 from qrnca_lens.attribution.baselines import score
 from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.explore.contributions import direct_writes
+from qrnca_lens.localization.projection import promoted_tokens
 from qrnca_lens.models import Hook, HookedModel, ModelError, load_model, option_tokens, to_tokens
 from qrnca_lens.models.norms import norm_parts
 from qrnca_lens.models.readout import Readout, logits_of
-from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.neurons import Neuron, NeuronSet
 from qrnca_lens.prediction import _direct
 
 AFTER_MLP = {"gemma2": "ln2_post", "gemma3": "ln2_post", "glm4": "ln2_post", "olmo2": "ln2", "exaone4": "ln2"}
@@ -150,3 +153,15 @@ def test_what_cannot_be_read_is_refused(model_of: Callable[[str], Any], folder_o
     other.cfg.logit_scale = 1.0
     with pytest.raises(ModelError, match="cohere: final norm, unembedding and what is known to follow them"):
         direct_writes(other, to_tokens(other, PROMPT.text), NeuronSet.of((2, 1)), (4, 5, 6, 7))
+
+
+def test_a_model_without_a_final_norm_is_refused(model_of: Callable[[str], Any]) -> None:
+    shape = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 24, "d_vocab": 320, "n_ctx": 64}
+    model = HookedTransformer(
+        HookedTransformerConfig(**shape, act_fn="gelu", normalization_type=None, device="cpu", default_prepend_bos=False)
+    )
+    model.tokenizer, model.cfg.tokenizer_prepends_bos = model_of("gpt2").tokenizer, False
+    assert attribute(model, PROMPT.text, " A", steps=2).probability > 0
+    for read in (lambda: promoted_tokens(model, Neuron(1, 3)), lambda: score("log-probability", model, PROMPT)):
+        with pytest.raises(ModelError, match="has no final norm, so no residual stream of it can be read as logits"):
+            read()
