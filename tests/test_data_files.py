@@ -66,6 +66,10 @@ def jsonl_file(folder: Path, *rows: object) -> Path:
         ),
         ((f'a,g, "Why, oh?",5,{GIVEN}',), r"line 2: not valid CSV \(a quotation mark inside a plain text\)"),
         ((f"a,g,Why?,yes,{GIVEN}", f"b,g,Why,yes,no,{GIVEN}"), r"line 3: expected 5 columns .*, found 6"),
+        *(
+            ((f'a,g,"Why?,yes{short}', f'b,g,Who?",me,{GIVEN}', f"c,g,What?,it,{GIVEN}"), r"takes lines 2 to 3 together")
+            for short in (f",{GIVEN}", "")
+        ),
         (("a,g,Why?,yes,no||maybe|never",), r"line 2: field 'distractors' holds an empty text"),
     ],
 )
@@ -75,6 +79,15 @@ def test_a_stray_quote_or_comma_never_merges_rows(tmp_path: Path, lines: tuple[s
         with pytest.raises(DataError, match=message) as error:
             read(path)
         assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("columns", ["id,group,question,answer", f"{HEADER},language", f"{HEADER},language,relation,also_right"])
+def test_lines_without_their_optional_cells_are_rows_too(tmp_path: Path, columns: str) -> None:
+    rows = ('a,g,"Why?,yes,no|maybe|never', 'b,g,Who?",me,no|maybe|never,en', "c,g,What?,it,no|maybe|never,en")
+    with pytest.raises(DataError, match=r"line 2: not valid CSV .* takes lines 2 to 3 together"):
+        load_questions(csv_file(tmp_path, columns, *rows))
+    with pytest.raises(DataError, match=r"line 1: not valid CSV .* takes lines 1 to 2 together"):
+        load_questions(csv_file(tmp_path, 'id,group,question,answer,"language', 'a,g,Why?,yes,en"', "b,g,Who?,me,en"))
 
 
 def test_quotes_commas_and_line_breaks_in_quotes_are_read(tmp_path: Path) -> None:

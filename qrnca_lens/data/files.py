@@ -22,7 +22,8 @@ from qrnca_lens.data.texts import check_names, check_text, check_texts
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[1] / "_datasets", _HERE.parents[2] / "datasets")
 SHIPPED = ("atlas/domains", "atlas/languages")
-_QUESTION_FIELDS = ("id", "group", "question", "answer", "distractors", "language", "relation", "also_right")
+_REQUIRED = ("id", "group", "question", "answer")
+_QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right")
 _PROMPT_FIELDS = ("text", "letter", "template", "options")
 _LISTS = ("distractors", "also_right")
 _MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
@@ -118,7 +119,7 @@ def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Ques
     questions: dict[str, Question] = {}
     for where, (_, row) in zip(_places(rows, path), rows, strict=True):
         _known_fields(row, _QUESTION_FIELDS, where)
-        texts = {key: _field(row, key, where) for key in ("id", "group", "question", "answer")}
+        texts = {key: _field(row, key, where) for key in _REQUIRED}
         _once(texts["id"], questions, where)
         texts |= {key: _field(row, key, where) for key in ("language", "relation") if _given(row, key)}
         wrong, right = (_list(row, key, where) for key in _LISTS)
@@ -194,7 +195,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    records = csv_records(path, lambda cells, header: len(cells) >= len(header), _MISSING)
+    records = csv_records(path, lambda cells: len(cells) >= len(_REQUIRED), _MISSING)
     first, header = next(records, (1, []))
     _check_header(header, f"{path}, line {first}")
     rows = []
