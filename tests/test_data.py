@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from qrnca_lens.data import (
     to_multi_choice,
 )
 from qrnca_lens.data.multi_choice import DistractorPool
-from qrnca_lens.data.texts import has_line_break, normalise
+from qrnca_lens.data.texts import has_line_break, labelled_options, normalise
 
 ROW = {"id": "a", "group": "g", "question": "Why?", "answer": "yes", "distractors": ["no", "maybe", "never"]}
 QUERY = {"id": "a", "group": "g", "prompts": [{"text": "Why?", "letter": "A"}]}
@@ -149,6 +149,26 @@ def test_every_shipped_row_becomes_a_fair_query(name: str) -> None:
             assert all(option in prompt.text for option in prompt.options)
             assert query.question in prompt.text
         assert len({frozenset(p.options) for p in query.prompts}) == 1
+
+
+@pytest.mark.parametrize("name", ["atlas/domains", "atlas/languages"])
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_labels_of_every_template_are_read(name: str, seed: int) -> None:
+    for held_out in (False, True):
+        for query in load_queries(name, seed=seed, held_out=held_out):
+            for prompt in query.prompts:
+                assert labelled_options(prompt.text, "a prompt") == prompt.options
+                assert replace(prompt, options=()).marked == prompt.marked == query.answer
+
+
+def test_questions_that_hold_lists_of_their_own_are_rendered() -> None:
+    lists = ("A. p\nB. q\nC. r\nD. s", "(A) p\n(B) q", "A) p\nC) r", "D. s\nB. q", "A. Einstein", "B. p\u2028C. q\r\nA. r")
+    for text, language in product(lists, TEMPLATES):
+        item = Question("q", "g", f"Which holds?\n{text}", "A. p", ("B. q", "C. r", "(D) s"), language)
+        for held_out in (False, True):
+            (query,) = to_multi_choice([item], held_out=held_out)
+            assert all(prompt.marked == "A. p" for prompt in query.prompts)
+            replace(query, prompts=tuple(replace(prompt, options=()) for prompt in query.prompts))
 
 
 def test_letters_are_spread_and_seeds_reproduce() -> None:

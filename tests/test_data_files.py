@@ -81,7 +81,9 @@ def test_a_stray_quote_or_comma_never_merges_rows(tmp_path: Path, lines: tuple[s
         assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("columns", ["id,group,question,answer", f"{HEADER},language", f"{HEADER},language,relation,also_right"])
+@pytest.mark.parametrize(
+    "columns", ["id,group,question,answer", f"{HEADER},language", f"{HEADER},language,relation,also_right"]
+)
 def test_lines_without_their_optional_cells_are_rows_too(tmp_path: Path, columns: str) -> None:
     rows = ('a,g,"Why?,yes,no|maybe|never', 'b,g,Who?",me,no|maybe|never,en', "c,g,What?,it,no|maybe|never,en")
     with pytest.raises(DataError, match=r"line 2: not valid CSV .* takes lines 2 to 3 together"):
@@ -273,6 +275,87 @@ def test_names_that_look_the_same_are_refused_with_both_lines(tmp_path: Path, tw
 def test_values_made_in_python_get_the_same_checks(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()
+
+
+def prompt_of(
+    *options: str, letter: str = "B", form: str = "{}. {}", given: Any = None, head: str = "Why?"
+) -> dict[str, Any]:
+    lines = [form.format(*pair) for pair in zip("ABCD", options, strict=False)]
+    return {"text": "\n".join((head, *lines, "Answer:")), "letter": letter} | ({"options": given} if given else {})
+
+
+SWAPPED = {"text": "Why?\nB. no\nA. yes\nC. maybe\nD. never\nAnswer:", "letter": "B", "options": OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answer", "message"),
+    [
+        *(
+            ([prompt_of("no", "yes", "maybe", "never", form=form, letter=letter)], "no", rf"{letter} stands for '{marked}'")
+            for form in ("{}. {}", "({}) {}", "{}) {}", " {}.\t{} ", "\u200f{}) {}", "({}) {}\r")
+            for letter, marked in (("B", "yes"), ("D", "never"))
+        ),
+        (
+            [PROMPT, prompt_of("yes", "no", "maybe", "never")],
+            "yes",
+            "B stands for 'no' in a prompt, but the answer is 'yes'",
+        ),
+        ([SWAPPED], "yes", "labelled B, A, C, D; expected A, B, C, D, each on a line of its own, in this order"),
+        ([{**SWAPPED, "options": None}], "no", "labelled B, A, C, D"),
+        (
+            [prompt_of("no", "yes", "never", "maybe", given=["no", "yes", "never", "Answer:"])],
+            "yes",
+            "option D is 'Answer:'",
+        ),
+        (
+            [prompt_of("no way", "yes", "maybe", "never", given=OPTIONS)],
+            "yes",
+            "option A is 'no', but the text shows 'no way'",
+        ),
+        (
+            [{**PROMPT, "options": OPTIONS}, {**PROMPT, "letter": "C", "options": OPTIONS}],
+            "",
+            "but B stands for 'yes' in an",
+        ),
+        ([PROMPT, {**PROMPT, "letter": "A"}], "", "A stands for 'no' in a prompt, but B stands for 'yes' in another"),
+        ([PROMPT, {"text": "Why?", "letter": "A"}, prompt_of("yes", "no", "maybe", "never")], "", "B stands for 'no'"),
+        ([prompt_of("no", "yes", letter="D")], "", "options labelled A, B; expected A, B, C, D"),
+        ([prompt_of("no", "yes", "maybe", letter="D")], "", "options labelled A, B, C; expected"),
+        ([prompt_of("no", "yes", form="({}) {}", head="A. Einstein asked:")], "", "options labelled A, B; expected"),
+        ([prompt_of("no", "yes", form="({}) {}", head="A. a\nB. b\nC. c\nD. d")], "", "options labelled A, B; expected"),
+        ([{"text": "Why?\nB. yes\nC. maybe\nD. never\nAnswer:", "letter": "A"}], "", "options labelled B, C, D; expected"),
+    ],
+)
+def test_a_letter_stands_for_the_answer_that_the_text_shows(
+    tmp_path: Path, prompts: list[dict[str, Any]], answer: str, message: str
+) -> None:
+    path = jsonl_file(tmp_path, {**QUERY, "answer": answer, "prompts": prompts})
+    with pytest.raises(DataError, match=rf"line 1: .*{message}"):
+        load_queries(path)
+    if not answer and not any("options" in prompt for prompt in prompts):
+        entry = {
+            "sentences": [p["text"] for p in prompts],
+            "obj_label": [p["letter"] for p in prompts],
+            "relation_name": "g",
+        }
+        with pytest.raises(DataError, match=rf"query 'u': .*{message}"):
+            load_queries(csv_file(tmp_path, json.dumps({"u": entry}), name="own.json"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        prompt_of("no", "YES ", "maybe", "never", form="({}) {}"),
+        prompt_of("no", "yes", "maybe", "never", head="A. Einstein asked:\nwhy?", given=OPTIONS),
+        prompt_of("no", "yes", "maybe", "never", head="Which holds?\nA. p\nB. q\nB. r", given=OPTIONS),
+        prompt_of("no", "yes", "maybe", "never", form="{}) {}", head="Which?\nA. p\nB. q\n(A) r"),
+        {"text": "Why?\nA. no  B. yes\nC. maybe  D. never\nAnswer:", "letter": "B"},
+        {"text": "A. Einstein asked why.\nno\nyes\nmaybe\nnever\n:", "letter": "B", "options": OPTIONS},
+        {"text": "Why? A.D. 1\n1. no\n2. yes\nA or B, Answer:", "letter": "B"},
+    ],
+)
+def test_labels_in_a_question_and_other_layouts_pass(tmp_path: Path, prompt: dict[str, Any]) -> None:
+    assert load_queries(jsonl_file(tmp_path, {**QUERY, "answer": "yes", "prompts": [PROMPT, prompt]}))["a"].answer == "yes"
 
 
 def test_a_right_query_passes(tmp_path: Path) -> None:

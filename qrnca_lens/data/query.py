@@ -18,7 +18,15 @@ import pandas as pd
 
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS
-from qrnca_lens.data.texts import check_names, check_one_line, check_options, check_text, check_texts, normalise
+from qrnca_lens.data.texts import (
+    check_names,
+    check_one_line,
+    check_options,
+    check_text,
+    check_texts,
+    labelled_options,
+    normalise,
+)
 from qrnca_lens.values import listed, number, seed_number, whole_number
 
 ALL_GROUPS = "all groups"
@@ -59,7 +67,8 @@ class Prompt:
     """A rendered multi-choice prompt: it ends where the letter of the right option is to follow.
 
     `options`: the four texts of A to D, or none where they are not known. Raises DataError for a letter that is none of
-    these, an empty text, and options that are not four different single lines of the text in their order.
+    these, an empty text, options that are not four different single lines of the text in their order, and a text that labels
+    other options at the starts of its lines (`texts.labelled_options`).
     """
 
     text: str
@@ -72,15 +81,25 @@ class Prompt:
             raise DataError(f"prompt letter {self.letter!r} is not one of {', '.join(LETTERS)}")
         check_text(self.text, "text", "a prompt")
         check_text(self.template, "template", "a prompt", empty=True)
-        if check_texts(self.options, "options", "a prompt"):
+        check_texts(self.options, "options", "a prompt")
+        if self.options:
             check_options(self.options, self.text, "a prompt")
+        else:
+            labelled_options(self.text, "a prompt")
+
+    @property
+    def marked(self) -> str:
+        """The option that the letter stands for, from `options` or else from the labels in the text; "" if neither tells."""
+        options = self.options or labelled_options(self.text, "a prompt")
+        return options[LETTERS.index(self.letter)] if options else ""
 
 
 @dataclass(frozen=True)
 class Query:
     """A multi-choice question with its prompts, one per template. `question` and `answer` are "" for pre-rendered data.
 
-    Raises DataError if it has no prompt, or one whose letter does not stand for the answer (where both are known).
+    Raises DataError if it has no prompt, or one whose letter does not stand for the answer (where both are known), or two
+    whose letters stand for different options.
     """
 
     id: str
@@ -100,13 +119,13 @@ class Query:
         check_group(self.group, where)
         if not self.prompts:
             raise DataError(f"{where} has no prompt")
+        right, why = self.answer, f"the answer is {self.answer!r}"
         for prompt in self.prompts:
-            marked = prompt.options[LETTERS.index(prompt.letter)] if prompt.options else self.answer
-            if self.answer and normalise(marked) != normalise(self.answer):
-                raise DataError(
-                    f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, "
-                    f"but the answer is {self.answer!r}"
-                )
+            marked = prompt.marked
+            if marked and not right:
+                right, why = marked, f"{prompt.letter} stands for {marked!r} in another"
+            if marked and normalise(marked) != normalise(right):
+                raise DataError(f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, but {why}")
 
 
 @dataclass(frozen=True)
