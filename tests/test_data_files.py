@@ -152,6 +152,9 @@ def test_endings_in_capitals_and_unknown_ones(tmp_path: Path) -> None:
         ({**ROW, "distractors": ""}, r"line 1: field 'distractors': expected a list"),
         ({**ROW, "also_right": "no"}, r"line 1: field 'also_right': expected a list"),
         ({**ROW, "question": "\u200b \u00ad"}, r"line 1: field 'question' is empty"),
+        ({**ROW, "answer": "\u2800"}, r"line 1: field 'answer' is empty"),
+        ({**ROW, "answer": "\ufff9\ufffa \ufffb"}, r"line 1: field 'answer' is empty"),
+        ({**ROW, "distractors": ["no", "maybe", "\u2800 \u2800"]}, r"line 1: field 'distractors' holds an empty text"),
         *(
             ({**ROW, field: "yes \ud83d"}, rf"line 1: .*field '{field}': half a character .* at position 4")
             for field in ("id", "group", "question", "answer", "relation")
@@ -217,11 +220,16 @@ def test_options_that_read_the_same_are_the_same() -> None:
     assert same("ガ", "ｶﾞ", "カ\u3099")
     assert same("office", "o\ufb03ce")
     assert same("straße", "STRASSE")
-    for one, two in (("x²", "x2"), ("½", "1/2"), ("H₂O", "H2O"), ("①", "1"), ("ℝ", "R"), ("й", "и"), ("résumé", "resume")):
+    assert same("-5", "\u22125", "\u20115", "\u20105", "\uff0d5", "\u20135")
+    assert same("Alzheimer's", "Alzheimer\u2019s", "Alzheimer\u2018s", "ALZHEIMER\u02bcS", "Alzheimer\uff07s")
+    assert same('"so"', "\u201cso\u201d", "\u201eso\u201c")
+    assert same("محمد", "محـــمد", "محمـد")
+    assert same("New York", "New\u2800York", "New York\u2800", "\ufff9New York\ufffa\ufffb")
+    for one, two in (("x²", "x2"), ("½", "1/2"), ("H₂O", "H2O"), ("①", "1"), ("ℝ", "R"), ("й", "и"), ("résumé", "resume"), ("-5", "5"), ("-5", "— 5")):
         assert not same(one, two)
 
 
-@pytest.mark.parametrize("twin", ["Zu\u0308rich", "Zürich\u200e", "Zü\u200drich", "Zü\u00adrich"])
+@pytest.mark.parametrize("twin", ["Zu\u0308rich", "Zürich\u200e", "Zü\u200drich", "Zü\u00adrich", "Zürich\u2800", "\ufff9Zürich"])
 def test_two_right_answers_are_refused(tmp_path: Path, twin: str) -> None:
     path = jsonl_file(tmp_path, {**ROW, "answer": "Zürich", "distractors": [twin, "Bern", "Basel", "Genf"]})
     with pytest.raises(DataError, match=r"line 1: .*'Zürich' stands among the distractors"):
@@ -356,6 +364,17 @@ def test_a_letter_stands_for_the_answer_that_the_text_shows(
 )
 def test_labels_in_a_question_and_other_layouts_pass(tmp_path: Path, prompt: dict[str, Any]) -> None:
     assert load_queries(jsonl_file(tmp_path, {**QUERY, "answer": "yes", "prompts": [PROMPT, prompt]}))["a"].answer == "yes"
+
+
+def test_a_name_of_half_a_character_is_refused(tmp_path: Path) -> None:
+    for row in (ROW, QUERY):
+        path = tmp_path / os.fsdecode(b"q\xff.jsonl")
+        path.write_text(json.dumps(row), "utf-8")
+        with pytest.raises(DataError, match=r"query set 'q\\udcff': field 'name': half a character"):
+            load_queries(path)
+    for broken, field in ({"name": "\udcff"}, "name"), ({"made": ("\udcff",)}, "made"):
+        with pytest.raises(DataError, match=rf"query set .*: field '{field}': half a character"):
+            QuerySet((), **broken)
 
 
 def test_a_right_query_passes(tmp_path: Path) -> None:

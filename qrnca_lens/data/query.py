@@ -130,13 +130,18 @@ class Query:
 
 @dataclass(frozen=True)
 class QuerySet:
-    """An ordered collection of queries with distinct ids. `made` tells the steps and seeds that it came by, in order."""
+    """An ordered collection of queries with distinct ids. `made` tells the steps and seeds that it came by, in order.
+
+    Raises DataError for an id that stands twice, groups that only look the same, and a name or step of half a character.
+    """
 
     queries: tuple[Query, ...]
     name: str = "queries"
     made: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_text(self.name, "name", f"query set {self.name!r}")
+        check_texts(self.made, "made", f"query set {self.name!r}")
         twice = [key for key, count in Counter(query.id for query in self.queries).items() if count > 1]
         if twice:
             raise DataError(f"{self.name}: query id {twice[0]!r} stands twice; ids must be distinct")

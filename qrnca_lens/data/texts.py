@@ -12,12 +12,22 @@ from qrnca_lens.data.templates import LETTERS
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAK = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_INVISIBLE = re.compile(  # control characters that are no white space, and Unicode's Default_Ignorable_Code_Point
+_INVISIBLE = re.compile(  # control and annotation characters that are no white space, and Default_Ignorable_Code_Point
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _LABEL = re.compile(r"\s*(?:\(([A-D])\)|([A-D])\)|([A-D])\.)\s+(?=\S)")  # a group for each form of the templates
 _WRITTEN_OTHERWISE = re.compile("<(wide|narrow|small|square|vertical|noBreak|compat|isolated|initial|medial|final)> ")
+
+_READS_AS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
+        "\u2800": " ",  # the braille pattern without a dot
+        "\u0640": None,  # kashida, which only makes an Arabic word longer
+    }
+)
 
 
 @lru_cache(maxsize=8192)
@@ -25,12 +35,13 @@ def normalise(text: str) -> str:
     """Two options that are equal under this are the same option.
 
     Folded: case, white space, composed and decomposed letters, full and half width, ligatures, invisible characters
-    (direction marks, zero-width joiners, soft hyphens). What reads differently stays: superscripts, fractions, bold letters.
+    (direction marks, zero-width joiners, soft hyphens), hyphens with the short dash and the minus sign, curly and straight
+    quotation marks, kashida. What reads differently stays: superscripts, fractions, bold letters.
     """
     text = _INVISIBLE.sub("", text)
     if not unicodedata.is_normalized("NFKC", text):
         text = "".join(_spelt_out(character) for character in text)
-    folded = unicodedata.normalize("NFD", text).casefold()
+    folded = unicodedata.normalize("NFD", text.translate(_READS_AS)).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
 
 
@@ -65,7 +76,7 @@ def check_texts(value: object, field: str, where: str) -> tuple[str, ...]:
 
 
 def _shows(text: str) -> bool:
-    return bool(_INVISIBLE.sub("", text).strip())
+    return bool(_INVISIBLE.sub("", text).translate(_READS_AS).strip())
 
 
 def has_line_break(text: str) -> bool:
