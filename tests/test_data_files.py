@@ -225,11 +225,23 @@ def test_options_that_read_the_same_are_the_same() -> None:
     assert same('"so"', "\u201cso\u201d", "\u201eso\u201c")
     assert same("محمد", "محـــمد", "محمـد")
     assert same("New York", "New\u2800York", "New York\u2800", "\ufff9New York\ufffa\ufffb")
-    for one, two in (("x²", "x2"), ("½", "1/2"), ("H₂O", "H2O"), ("①", "1"), ("ℝ", "R"), ("й", "и"), ("résumé", "resume"), ("-5", "5"), ("-5", "— 5")):
+    for one, two in (
+        ("x²", "x2"),
+        ("½", "1/2"),
+        ("H₂O", "H2O"),
+        ("①", "1"),
+        ("ℝ", "R"),
+        ("й", "и"),
+        ("résumé", "resume"),
+        ("-5", "5"),
+        ("-5", "— 5"),
+    ):
         assert not same(one, two)
 
 
-@pytest.mark.parametrize("twin", ["Zu\u0308rich", "Zürich\u200e", "Zü\u200drich", "Zü\u00adrich", "Zürich\u2800", "\ufff9Zürich"])
+@pytest.mark.parametrize(
+    "twin", ["Zu\u0308rich", "Zürich\u200e", "Zü\u200drich", "Zü\u00adrich", "Zürich\u2800", "\ufff9Zürich"]
+)
 def test_two_right_answers_are_refused(tmp_path: Path, twin: str) -> None:
     path = jsonl_file(tmp_path, {**ROW, "answer": "Zürich", "distractors": [twin, "Bern", "Basel", "Genf"]})
     with pytest.raises(DataError, match=r"line 1: .*'Zürich' stands among the distractors"):

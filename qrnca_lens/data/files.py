@@ -18,6 +18,7 @@ from qrnca_lens.data.formats import csv_records, json_rows, parse_json, read_tex
 from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 from qrnca_lens.data.texts import check_names, check_text, check_texts
+from qrnca_lens.values import yes_or_no
 
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[1] / "_datasets", _HERE.parents[2] / "datasets")
@@ -34,8 +35,10 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
     """Queries from a shipped name ("atlas/domains", "atlas/languages") or a .jsonl, .csv or .json file.
 
     Free-form questions are turned into multi-choice ones with `seed`; rendered queries are taken as they stand.
-    `held_out` renders the held-out template only. Raises DataError (file, line, field, what was expected).
+    `held_out` renders the held-out template only. Raises DataError (file, line, field, what was expected), and
+    TypeError where `held_out` is not True or False.
     """
+    held_out = yes_or_no("held_out", held_out)
     path = shipped_path(str(source)) if str(source) in SHIPPED else Path(source)
     if path.suffix.lower() == ".json":
         return _rendered_only(read_official(path), path, held_out)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -225,6 +225,19 @@ class QuerySet:
 
     def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
+
+
+def check_query_set(queries: object) -> None:
+    """TypeError for anything but a QuerySet, such as the name of one or a list of queries."""
+    if not isinstance(queries, QuerySet):
+        raise TypeError(f"expected a QuerySet, found {type(queries).__name__}; load them with qrnca_lens.load_queries")
+
+
+def texts_of(prompts: Sequence[Prompt]) -> list[str]:
+    """The texts of several prompts; TypeError for anything else, such as a single prompt or texts."""
+    if not isinstance(prompts, Sequence) or not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise TypeError(f"expected a list of Prompt, found {prompts!r:.80}; give the prompts of a query, query.prompts")
+    return [prompt.text for prompt in prompts]
 
 
 def check_group(group: str, where: str) -> None:

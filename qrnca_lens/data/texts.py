@@ -126,7 +126,10 @@ def labelled_options(text: str, where: str) -> tuple[str, ...]:
     for line in _INVISIBLE.sub("", text).splitlines():
         if found := _LABEL.match(line):
             form = found.lastindex or 0
-            lists[form] = [*lists.pop(form, ()), (found[form], line[found.end() :].rstrip())]  # the form that was seen last is last
+            lists[form] = [
+                *lists.pop(form, ()),
+                (found[form], line[found.end() :].rstrip()),
+            ]  # the form that was seen last is last
     for options in reversed(lists.values()):
         labels = [label for label, _ in options]
         if tuple(labels[-len(LETTERS) :]) == LETTERS:
