@@ -22,6 +22,7 @@ from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_clust
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.data import Query, QuerySet
+from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel, ModelError, OptionTokens, check_hooked, check_site, mlp_width, option_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.letters import decisions
@@ -60,6 +61,7 @@ def locate(
     differs), other files, damage or a newer format.
     """
     check_hooked(model)
+    check_query_set(queries)
     tolerance_of(model)
     config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
     check_enough_queries(len(queries), config.common_share)

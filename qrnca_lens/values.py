@@ -1,4 +1,4 @@
-"""Numbers that a user gives, taken as what they are or refused: no fraction becomes whole, no `True` becomes 1.
+"""Numbers and choices that a user gives, taken as what they are or refused: no fraction becomes whole, no `True` becomes 1.
 
 Whole numbers and numbers of numpy and torch (also arrays and tensors of no dimension) become Python's own, so that what is
 kept of them is plain. Every error names the thing and the value.
@@ -51,6 +51,14 @@ def number(name: str, value: Any) -> float:
 def seed_number(value: Any, name: str = "seed") -> int:
     """A seed: a whole number from 0 to `LARGEST_SEED`; errors as in `whole_number`."""
     return whole_number(name, value, at_least=0, at_most=LARGEST_SEED)
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """`value` as a bool. TypeError for anything but True and False: "no" and 0 are neither."""
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return plain
 
 
 def listed(name: str, values: Iterable[str]) -> tuple[str, ...]:

@@ -52,9 +52,9 @@ def hostile_queries(text: str = HOSTILE, prompt: str = HOSTILE) -> QuerySet:
     """
 
     def prompts(i: int) -> tuple[Prompt, ...]:
-        options = tuple(f"<u>{k}" for k in range(4))
-        texts = ("\n".join((f"{prompt}{7 * i + j}", *options, ":")) for j in range(2))
-        return tuple(Prompt(asked, "ABCD"[(i + j) % 4], f"t{text}", options) for j, asked in enumerate(texts))
+        options = [tuple(f"<u>{(k - j) % 4}" for k in range(4)) for j in range(2)]  # the right one moves on by one letter
+        texts = ["\n".join((f"{prompt}{7 * i + j}", *options[j], ":")) for j in range(2)]
+        return tuple(Prompt(texts[j], "ABCD"[(i + j) % 4], f"t{text}", options[j]) for j in range(2))
 
     return QuerySet(tuple(Query(f"q{i}{text}", f"g{i % 2}{text}", prompts(i), text) for i in range(8)), "hostile")
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +28,11 @@ from qrnca_lens.data import (
     to_multi_choice,
 )
 from qrnca_lens.data.multi_choice import DistractorPool
-from qrnca_lens.data.texts import has_line_break, normalise
+from qrnca_lens.data.texts import has_line_break, labelled_options, normalise
+from qrnca_lens.editing.collateral import other_queries
+from qrnca_lens.editing.effects import edit_effects
+from qrnca_lens.models.letters import answers, letter_probabilities
+from qrnca_lens.pipeline import locate
 
 ROW = {"id": "a", "group": "g", "question": "Why?", "answer": "yes", "distractors": ["no", "maybe", "never"]}
 QUERY = {"id": "a", "group": "g", "prompts": [{"text": "Why?", "letter": "A"}]}
@@ -149,6 +156,26 @@ def test_every_shipped_row_becomes_a_fair_query(name: str) -> None:
             assert all(option in prompt.text for option in prompt.options)
             assert query.question in prompt.text
         assert len({frozenset(p.options) for p in query.prompts}) == 1
+
+
+@pytest.mark.parametrize("name", ["atlas/domains", "atlas/languages"])
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_labels_of_every_template_are_read(name: str, seed: int) -> None:
+    for held_out in (False, True):
+        for query in load_queries(name, seed=seed, held_out=held_out):
+            for prompt in query.prompts:
+                assert labelled_options(prompt.text, "a prompt") == prompt.options
+                assert replace(prompt, options=()).marked == prompt.marked == query.answer
+
+
+def test_questions_that_hold_lists_of_their_own_are_rendered() -> None:
+    lists = ("A. p\nB. q\nC. r\nD. s", "(A) p\n(B) q", "A) p\nC) r", "D. s\nB. q", "A. Einstein", "B. p\u2028C. q\r\nA. r")
+    for text, language in product(lists, TEMPLATES):
+        item = Question("q", "g", f"Which holds?\n{text}", "A. p", ("B. q", "C. r", "(D) s"), language)
+        for held_out in (False, True):
+            (query,) = to_multi_choice([item], held_out=held_out)
+            assert all(prompt.marked == "A. p" for prompt in query.prompts)
+            replace(query, prompts=tuple(replace(prompt, options=()) for prompt in query.prompts))
 
 
 def test_letters_are_spread_and_seeds_reproduce() -> None:
@@ -311,6 +338,48 @@ def test_doubles_in_the_authors_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.json").write_text(f'{{"u": {entry}, "u": {entry}}}')
     with pytest.raises(DataError, match=r"twice\.json: 'u' stands twice"):
         load_queries(tmp_path / "twice.json")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_query_set_or_prompt_is_a_type_error(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model: Any = model_of("llama")
+    for queries, found in (
+        ("atlas/domains", "str"),
+        (list(short_queries), "list"),
+        (short_queries["q1"], "Query"),
+        (None, "N"),
+    ):
+        for use in (
+            lambda given: locate(model, given, progress=False),
+            lambda given: answers(model, given),
+            lambda given: edit_effects(model, given, {}, factors=(0.0,)),
+            lambda given: other_queries(model, given, {}, 0.0),
+        ):
+            with pytest.raises(
+                TypeError, match=rf"expected a QuerySet, found {found}.*; load them with qrnca_lens\.load_qu"
+            ):
+                use(queries)
+    prompt: Any = short_queries["q1"].prompts[0]
+    for prompts in (["text"], "text", prompt, [prompt, "text"], short_queries):
+        with pytest.raises(
+            TypeError, match=r"expected a list of Prompt, found .*; give the prompts of a query, query\.prompts"
+        ):
+            letter_probabilities(model, prompts)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_held_out_is_true_or_false(tmp_path: Path) -> None:
+    given: Any
+    for given in ("no", 0, 1, None, "False"):
+        for use in (
+            lambda value: load_queries("atlas/domains", held_out=value),
+            lambda value: load_queries(write(tmp_path / "own.jsonl", QUERY), held_out=value),
+            lambda value: to_multi_choice([], held_out=value),
+        ):
+            with pytest.raises(TypeError, match=r"held_out must be True or False, not "):
+                use(given)
+    held: Any = np.bool_(True)
+    assert load_queries(write(tmp_path / "own.jsonl", ROW), held_out=held)["a"].prompts[0].template == "en-held-out"
 
 
 def test_query_sets_refuse_doubles() -> None:

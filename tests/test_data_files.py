@@ -66,6 +66,10 @@ def jsonl_file(folder: Path, *rows: object) -> Path:
         ),
         ((f'a,g, "Why, oh?",5,{GIVEN}',), r"line 2: not valid CSV \(a quotation mark inside a plain text\)"),
         ((f"a,g,Why?,yes,{GIVEN}", f"b,g,Why,yes,no,{GIVEN}"), r"line 3: expected 5 columns .*, found 6"),
+        *(
+            ((f'a,g,"Why?,yes{short}', f'b,g,Who?",me,{GIVEN}', f"c,g,What?,it,{GIVEN}"), r"takes lines 2 to 3 together")
+            for short in (f",{GIVEN}", "")
+        ),
         (("a,g,Why?,yes,no||maybe|never",), r"line 2: field 'distractors' holds an empty text"),
     ],
 )
@@ -75,6 +79,17 @@ def test_a_stray_quote_or_comma_never_merges_rows(tmp_path: Path, lines: tuple[s
         with pytest.raises(DataError, match=message) as error:
             read(path)
         assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "columns", ["id,group,question,answer", f"{HEADER},language", f"{HEADER},language,relation,also_right"]
+)
+def test_lines_without_their_optional_cells_are_rows_too(tmp_path: Path, columns: str) -> None:
+    rows = ('a,g,"Why?,yes,no|maybe|never', 'b,g,Who?",me,no|maybe|never,en', "c,g,What?,it,no|maybe|never,en")
+    with pytest.raises(DataError, match=r"line 2: not valid CSV .* takes lines 2 to 3 together"):
+        load_questions(csv_file(tmp_path, columns, *rows))
+    with pytest.raises(DataError, match=r"line 1: not valid CSV .* takes lines 1 to 2 together"):
+        load_questions(csv_file(tmp_path, 'id,group,question,answer,"language', 'a,g,Why?,yes,en"', "b,g,Who?,me,en"))
 
 
 def test_quotes_commas_and_line_breaks_in_quotes_are_read(tmp_path: Path) -> None:
@@ -137,6 +152,9 @@ def test_endings_in_capitals_and_unknown_ones(tmp_path: Path) -> None:
         ({**ROW, "distractors": ""}, r"line 1: field 'distractors': expected a list"),
         ({**ROW, "also_right": "no"}, r"line 1: field 'also_right': expected a list"),
         ({**ROW, "question": "\u200b \u00ad"}, r"line 1: field 'question' is empty"),
+        ({**ROW, "answer": "\u2800"}, r"line 1: field 'answer' is empty"),
+        ({**ROW, "answer": "\ufff9\ufffa \ufffb"}, r"line 1: field 'answer' is empty"),
+        ({**ROW, "distractors": ["no", "maybe", "\u2800 \u2800"]}, r"line 1: field 'distractors' holds an empty text"),
         *(
             ({**ROW, field: "yes \ud83d"}, rf"line 1: .*field '{field}': half a character .* at position 4")
             for field in ("id", "group", "question", "answer", "relation")
@@ -202,11 +220,28 @@ def test_options_that_read_the_same_are_the_same() -> None:
     assert same("ガ", "ｶﾞ", "カ\u3099")
     assert same("office", "o\ufb03ce")
     assert same("straße", "STRASSE")
-    for one, two in (("x²", "x2"), ("½", "1/2"), ("H₂O", "H2O"), ("①", "1"), ("ℝ", "R"), ("й", "и"), ("résumé", "resume")):
+    assert same("-5", "\u22125", "\u20115", "\u20105", "\uff0d5", "\u20135")
+    assert same("Alzheimer's", "Alzheimer\u2019s", "Alzheimer\u2018s", "ALZHEIMER\u02bcS", "Alzheimer\uff07s")
+    assert same('"so"', "\u201cso\u201d", "\u201eso\u201c")
+    assert same("محمد", "محـــمد", "محمـد")
+    assert same("New York", "New\u2800York", "New York\u2800", "\ufff9New York\ufffa\ufffb")
+    for one, two in (
+        ("x²", "x2"),
+        ("½", "1/2"),
+        ("H₂O", "H2O"),
+        ("①", "1"),
+        ("ℝ", "R"),
+        ("й", "и"),
+        ("résumé", "resume"),
+        ("-5", "5"),
+        ("-5", "— 5"),
+    ):
         assert not same(one, two)
 
 
-@pytest.mark.parametrize("twin", ["Zu\u0308rich", "Zürich\u200e", "Zü\u200drich", "Zü\u00adrich"])
+@pytest.mark.parametrize(
+    "twin", ["Zu\u0308rich", "Zürich\u200e", "Zü\u200drich", "Zü\u00adrich", "Zürich\u2800", "\ufff9Zürich"]
+)
 def test_two_right_answers_are_refused(tmp_path: Path, twin: str) -> None:
     path = jsonl_file(tmp_path, {**ROW, "answer": "Zürich", "distractors": [twin, "Bern", "Basel", "Genf"]})
     with pytest.raises(DataError, match=r"line 1: .*'Zürich' stands among the distractors"):
@@ -260,6 +295,98 @@ def test_names_that_look_the_same_are_refused_with_both_lines(tmp_path: Path, tw
 def test_values_made_in_python_get_the_same_checks(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()
+
+
+def prompt_of(
+    *options: str, letter: str = "B", form: str = "{}. {}", given: Any = None, head: str = "Why?"
+) -> dict[str, Any]:
+    lines = [form.format(*pair) for pair in zip("ABCD", options, strict=False)]
+    return {"text": "\n".join((head, *lines, "Answer:")), "letter": letter} | ({"options": given} if given else {})
+
+
+SWAPPED = {"text": "Why?\nB. no\nA. yes\nC. maybe\nD. never\nAnswer:", "letter": "B", "options": OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answer", "message"),
+    [
+        *(
+            ([prompt_of("no", "yes", "maybe", "never", form=form, letter=letter)], "no", rf"{letter} stands for '{marked}'")
+            for form in ("{}. {}", "({}) {}", "{}) {}", " {}.\t{} ", "\u200f{}) {}", "({}) {}\r")
+            for letter, marked in (("B", "yes"), ("D", "never"))
+        ),
+        (
+            [PROMPT, prompt_of("yes", "no", "maybe", "never")],
+            "yes",
+            "B stands for 'no' in a prompt, but the answer is 'yes'",
+        ),
+        ([SWAPPED], "yes", "labelled B, A, C, D; expected A, B, C, D, each on a line of its own, in this order"),
+        ([{**SWAPPED, "options": None}], "no", "labelled B, A, C, D"),
+        (
+            [prompt_of("no", "yes", "never", "maybe", given=["no", "yes", "never", "Answer:"])],
+            "yes",
+            "option D is 'Answer:'",
+        ),
+        (
+            [prompt_of("no way", "yes", "maybe", "never", given=OPTIONS)],
+            "yes",
+            "option A is 'no', but the text shows 'no way'",
+        ),
+        (
+            [{**PROMPT, "options": OPTIONS}, {**PROMPT, "letter": "C", "options": OPTIONS}],
+            "",
+            "but B stands for 'yes' in an",
+        ),
+        ([PROMPT, {**PROMPT, "letter": "A"}], "", "A stands for 'no' in a prompt, but B stands for 'yes' in another"),
+        ([PROMPT, {"text": "Why?", "letter": "A"}, prompt_of("yes", "no", "maybe", "never")], "", "B stands for 'no'"),
+        ([prompt_of("no", "yes", letter="D")], "", "options labelled A, B; expected A, B, C, D"),
+        ([prompt_of("no", "yes", "maybe", letter="D")], "", "options labelled A, B, C; expected"),
+        ([prompt_of("no", "yes", form="({}) {}", head="A. Einstein asked:")], "", "options labelled A, B; expected"),
+        ([prompt_of("no", "yes", form="({}) {}", head="A. a\nB. b\nC. c\nD. d")], "", "options labelled A, B; expected"),
+        ([{"text": "Why?\nB. yes\nC. maybe\nD. never\nAnswer:", "letter": "A"}], "", "options labelled B, C, D; expected"),
+    ],
+)
+def test_a_letter_stands_for_the_answer_that_the_text_shows(
+    tmp_path: Path, prompts: list[dict[str, Any]], answer: str, message: str
+) -> None:
+    path = jsonl_file(tmp_path, {**QUERY, "answer": answer, "prompts": prompts})
+    with pytest.raises(DataError, match=rf"line 1: .*{message}"):
+        load_queries(path)
+    if not answer and not any("options" in prompt for prompt in prompts):
+        entry = {
+            "sentences": [p["text"] for p in prompts],
+            "obj_label": [p["letter"] for p in prompts],
+            "relation_name": "g",
+        }
+        with pytest.raises(DataError, match=rf"query 'u': .*{message}"):
+            load_queries(csv_file(tmp_path, json.dumps({"u": entry}), name="own.json"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        prompt_of("no", "YES ", "maybe", "never", form="({}) {}"),
+        prompt_of("no", "yes", "maybe", "never", head="A. Einstein asked:\nwhy?", given=OPTIONS),
+        prompt_of("no", "yes", "maybe", "never", head="Which holds?\nA. p\nB. q\nB. r", given=OPTIONS),
+        prompt_of("no", "yes", "maybe", "never", form="{}) {}", head="Which?\nA. p\nB. q\n(A) r"),
+        {"text": "Why?\nA. no  B. yes\nC. maybe  D. never\nAnswer:", "letter": "B"},
+        {"text": "A. Einstein asked why.\nno\nyes\nmaybe\nnever\n:", "letter": "B", "options": OPTIONS},
+        {"text": "Why? A.D. 1\n1. no\n2. yes\nA or B, Answer:", "letter": "B"},
+    ],
+)
+def test_labels_in_a_question_and_other_layouts_pass(tmp_path: Path, prompt: dict[str, Any]) -> None:
+    assert load_queries(jsonl_file(tmp_path, {**QUERY, "answer": "yes", "prompts": [PROMPT, prompt]}))["a"].answer == "yes"
+
+
+def test_a_name_of_half_a_character_is_refused(tmp_path: Path) -> None:
+    for row in (ROW, QUERY):
+        path = tmp_path / os.fsdecode(b"q\xff.jsonl")
+        path.write_text(json.dumps(row), "utf-8")
+        with pytest.raises(DataError, match=r"query set 'q\\udcff': field 'name': half a character"):
+            load_queries(path)
+    for broken, field in ({"name": "\udcff"}, "name"), ({"made": ("\udcff",)}, "made"):
+        with pytest.raises(DataError, match=rf"query set .*: field '{field}': half a character"):
+            QuerySet((), **broken)
 
 
 def test_a_right_query_passes(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from qrnca_lens.data.formats import csv_records, json_rows, parse_json, read_tex
 from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 from qrnca_lens.data.texts import check_names, check_text, check_texts
+from qrnca_lens.values import yes_or_no
 
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[1] / "_datasets", _HERE.parents[2] / "datasets")
 SHIPPED = ("atlas/domains", "atlas/languages")
-_QUESTION_FIELDS = ("id", "group", "question", "answer", "distractors", "language", "relation", "also_right")
+_REQUIRED = ("id", "group", "question", "answer")
+_QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right")
 _PROMPT_FIELDS = ("text", "letter", "template", "options")
 _LISTS = ("distractors", "also_right")
 _MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
@@ -33,8 +35,10 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
     """Queries from a shipped name ("atlas/domains", "atlas/languages") or a .jsonl, .csv or .json file.
 
     Free-form questions are turned into multi-choice ones with `seed`; rendered queries are taken as they stand.
-    `held_out` renders the held-out template only. Raises DataError (file, line, field, what was expected).
+    `held_out` renders the held-out template only. Raises DataError (file, line, field, what was expected), and
+    TypeError where `held_out` is not True or False.
     """
+    held_out = yes_or_no("held_out", held_out)
     path = shipped_path(str(source)) if str(source) in SHIPPED else Path(source)
     if path.suffix.lower() == ".json":
         return _rendered_only(read_official(path), path, held_out)
@@ -118,7 +122,7 @@ def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Ques
     questions: dict[str, Question] = {}
     for where, (_, row) in zip(_places(rows, path), rows, strict=True):
         _known_fields(row, _QUESTION_FIELDS, where)
-        texts = {key: _field(row, key, where) for key in ("id", "group", "question", "answer")}
+        texts = {key: _field(row, key, where) for key in _REQUIRED}
         _once(texts["id"], questions, where)
         texts |= {key: _field(row, key, where) for key in ("language", "relation") if _given(row, key)}
         wrong, right = (_list(row, key, where) for key in _LISTS)
@@ -194,7 +198,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    records = csv_records(path, lambda cells, header: len(cells) >= len(header), _MISSING)
+    records = csv_records(path, lambda cells: len(cells) >= len(_REQUIRED), _MISSING)
     first, header = next(records, (1, []))
     _check_header(header, f"{path}, line {first}")
     rows = []

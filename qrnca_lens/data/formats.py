@@ -81,18 +81,15 @@ def json_rows(path: Path, missing: str = "") -> Iterator[tuple[int, dict[str, An
         yield line, row
 
 
-def csv_records(
-    path: Path, is_row: Callable[[list[str], list[str]], bool], missing: str = ""
-) -> Iterator[tuple[int, list[str]]]:
+def csv_records(path: Path, is_row: Callable[[list[str]], bool], missing: str = "") -> Iterator[tuple[int, list[str]]]:
     """The cells of each record of a CSV file (RFC 4180) with its first line's number; empty lines are passed over.
 
     A quotation mark counts only at the ends of a cell, and doubled inside; any other is refused, since it could swallow the
     rows after it. For the same reason a text in quotes may run over several lines only if not each of them, split at its
-    commas, is a row of its own by `is_row`, which is given these cells and those of the first record.
+    commas, is a row of its own by `is_row`.
     """
     text = read_text(path, missing)
     position, line = 0, 1
-    header: list[str] = []
     while position < len(text):
         start, first, cells = position, line, []
         while True:
@@ -103,9 +100,7 @@ def csv_records(
                 break
             position += 1
         lines = [part for part in _LINE_END.split(text[start:position]) if part.strip()]
-        if lines and not header:
-            header = cells
-        if len(lines) > 1 and all(is_row(part.split(","), header) for part in lines):
+        if len(lines) > 1 and all(is_row(part.split(",")) for part in lines):
             raise DataError(
                 f"{path}, line {first}: not valid CSV (a quotation mark takes lines {first} to {line} together, each of "
                 "which could be a row of its own); close the mark on its line, or write the questions as JSONL"

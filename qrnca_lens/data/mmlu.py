@@ -109,7 +109,7 @@ def _csv_questions(path: Path, group: str) -> Iterator[Question]:
         yield _question(group, number, text_field(row, "question", where), choices, LETTERS.index(letter))
 
 
-def _is_row(cells: list[str], _: list[str]) -> bool:
+def _is_row(cells: list[str]) -> bool:
     return len(cells) >= len(_CSV_FIELDS) and cells[-1].strip(' "') in LETTERS
 
 

@@ -10,7 +10,7 @@ from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 from qrnca_lens.data.templates import LETTERS, TEMPLATES, Template
 from qrnca_lens.data.texts import normalise
-from qrnca_lens.values import seed_number
+from qrnca_lens.values import seed_number, yes_or_no
 
 
 class DistractorPool:
@@ -64,7 +64,7 @@ def to_multi_choice(
     The draw of distractors and every shuffle depend on `seed` and the question's id alone, so that a subset of the
     questions with given distractors renders as it does within the whole. Raises DataError for a language without templates.
     """
-    seed = seed_number(seed)
+    seed, held_out = seed_number(seed), yes_or_no("held_out", held_out)
     check_questions(questions)
     pool = DistractorPool(questions)
     queries = []

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,15 @@ import pandas as pd
 
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS
-from qrnca_lens.data.texts import check_names, check_one_line, check_options, check_text, check_texts, normalise
+from qrnca_lens.data.texts import (
+    check_names,
+    check_one_line,
+    check_options,
+    check_text,
+    check_texts,
+    labelled_options,
+    normalise,
+)
 from qrnca_lens.values import listed, number, seed_number, whole_number
 
 ALL_GROUPS = "all groups"
@@ -59,7 +67,8 @@ class Prompt:
     """A rendered multi-choice prompt: it ends where the letter of the right option is to follow.
 
     `options`: the four texts of A to D, or none where they are not known. Raises DataError for a letter that is none of
-    these, an empty text, and options that are not four different single lines of the text in their order.
+    these, an empty text, options that are not four different single lines of the text in their order, and a text that labels
+    other options at the starts of its lines (`texts.labelled_options`).
     """
 
     text: str
@@ -72,15 +81,25 @@ class Prompt:
             raise DataError(f"prompt letter {self.letter!r} is not one of {', '.join(LETTERS)}")
         check_text(self.text, "text", "a prompt")
         check_text(self.template, "template", "a prompt", empty=True)
-        if check_texts(self.options, "options", "a prompt"):
+        check_texts(self.options, "options", "a prompt")
+        if self.options:
             check_options(self.options, self.text, "a prompt")
+        else:
+            labelled_options(self.text, "a prompt")
+
+    @property
+    def marked(self) -> str:
+        """The option that the letter stands for, from `options` or else from the labels in the text; "" if neither tells."""
+        options = self.options or labelled_options(self.text, "a prompt")
+        return options[LETTERS.index(self.letter)] if options else ""
 
 
 @dataclass(frozen=True)
 class Query:
     """A multi-choice question with its prompts, one per template. `question` and `answer` are "" for pre-rendered data.
 
-    Raises DataError if it has no prompt, or one whose letter does not stand for the answer (where both are known).
+    Raises DataError if it has no prompt, or one whose letter does not stand for the answer (where both are known), or two
+    whose letters stand for different options.
     """
 
     id: str
@@ -100,24 +119,29 @@ class Query:
         check_group(self.group, where)
         if not self.prompts:
             raise DataError(f"{where} has no prompt")
+        right, why = self.answer, f"the answer is {self.answer!r}"
         for prompt in self.prompts:
-            marked = prompt.options[LETTERS.index(prompt.letter)] if prompt.options else self.answer
-            if self.answer and normalise(marked) != normalise(self.answer):
-                raise DataError(
-                    f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, "
-                    f"but the answer is {self.answer!r}"
-                )
+            marked = prompt.marked
+            if marked and not right:
+                right, why = marked, f"{prompt.letter} stands for {marked!r} in another"
+            if marked and normalise(marked) != normalise(right):
+                raise DataError(f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, but {why}")
 
 
 @dataclass(frozen=True)
 class QuerySet:
-    """An ordered collection of queries with distinct ids. `made` tells the steps and seeds that it came by, in order."""
+    """An ordered collection of queries with distinct ids. `made` tells the steps and seeds that it came by, in order.
+
+    Raises DataError for an id that stands twice, groups that only look the same, and a name or step of half a character.
+    """
 
     queries: tuple[Query, ...]
     name: str = "queries"
     made: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_text(self.name, "name", f"query set {self.name!r}")
+        check_texts(self.made, "made", f"query set {self.name!r}")
         twice = [key for key, count in Counter(query.id for query in self.queries).items() if count > 1]
         if twice:
             raise DataError(f"{self.name}: query id {twice[0]!r} stands twice; ids must be distinct")
@@ -201,6 +225,19 @@ class QuerySet:
 
     def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
+
+
+def check_query_set(queries: object) -> None:
+    """TypeError for anything but a QuerySet, such as the name of one or a list of queries."""
+    if not isinstance(queries, QuerySet):
+        raise TypeError(f"expected a QuerySet, found {type(queries).__name__}; load them with qrnca_lens.load_queries")
+
+
+def texts_of(prompts: Sequence[Prompt]) -> list[str]:
+    """The texts of several prompts; TypeError for anything else, such as a single prompt or texts."""
+    if not isinstance(prompts, Sequence) or not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise TypeError(f"expected a list of Prompt, found {prompts!r:.80}; give the prompts of a query, query.prompts")
+    return [prompt.text for prompt in prompts]
 
 
 def check_group(group: str, where: str) -> None:

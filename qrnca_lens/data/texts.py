@@ -12,11 +12,22 @@ from qrnca_lens.data.templates import LETTERS
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAK = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_INVISIBLE = re.compile(  # control characters that are no white space, and Unicode's Default_Ignorable_Code_Point
+_INVISIBLE = re.compile(  # control and annotation characters that are no white space, and Default_Ignorable_Code_Point
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_LABEL = re.compile(r"\s*(?:\(([A-D])\)|([A-D])\)|([A-D])\.)\s+(?=\S)")  # a group for each form of the templates
 _WRITTEN_OTHERWISE = re.compile("<(wide|narrow|small|square|vertical|noBreak|compat|isolated|initial|medial|final)> ")
+
+_READS_AS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
+        "\u2800": " ",  # the braille pattern without a dot
+        "\u0640": None,  # kashida, which only makes an Arabic word longer
+    }
+)
 
 
 @lru_cache(maxsize=8192)
@@ -24,12 +35,13 @@ def normalise(text: str) -> str:
     """Two options that are equal under this are the same option.
 
     Folded: case, white space, composed and decomposed letters, full and half width, ligatures, invisible characters
-    (direction marks, zero-width joiners, soft hyphens). What reads differently stays: superscripts, fractions, bold letters.
+    (direction marks, zero-width joiners, soft hyphens), hyphens with the short dash and the minus sign, curly and straight
+    quotation marks, kashida. What reads differently stays: superscripts, fractions, bold letters.
     """
     text = _INVISIBLE.sub("", text)
     if not unicodedata.is_normalized("NFKC", text):
         text = "".join(_spelt_out(character) for character in text)
-    folded = unicodedata.normalize("NFD", text).casefold()
+    folded = unicodedata.normalize("NFD", text.translate(_READS_AS)).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
 
 
@@ -64,7 +76,7 @@ def check_texts(value: object, field: str, where: str) -> tuple[str, ...]:
 
 
 def _shows(text: str) -> bool:
-    return bool(_INVISIBLE.sub("", text).strip())
+    return bool(_INVISIBLE.sub("", text).translate(_READS_AS).strip())
 
 
 def has_line_break(text: str) -> bool:
@@ -95,6 +107,39 @@ def check_options(options: Sequence[str], text: str, where: str) -> None:
                 f"in the order {', '.join(LETTERS)}"
             )
         position += len(normalise(option))
+    labelled = labelled_options(text, where)
+    for letter, option, shown in zip(LETTERS, options, labelled or options, strict=True):
+        if normalise(option) != normalise(shown):
+            raise DataError(
+                f"{where}: field 'options': option {letter} is {option!r}, but the text shows {shown!r} under {letter}"
+            )
+
+
+def labelled_options(text: str, where: str) -> tuple[str, ...]:
+    """The texts that stand under A to D in a prompt, read as far as they are labelled; () where no labels are seen.
+
+    Labels are read at the starts of lines, as in the templates: "A. ", "(A) " or "A) ". Of several lists the last counts,
+    since a question may hold one too. A single label is none ("A. Einstein"), nor are A and C alone (two options a line).
+    Raises DataError for a list that does not end in A, B, C and D, in this order.
+    """
+    lists: dict[int, list[tuple[str, str]]] = {}
+    for line in _INVISIBLE.sub("", text).splitlines():
+        if found := _LABEL.match(line):
+            form = found.lastindex or 0
+            lists[form] = [
+                *lists.pop(form, ()),
+                (found[form], line[found.end() :].rstrip()),
+            ]  # the form that was seen last is last
+    for options in reversed(lists.values()):
+        labels = [label for label, _ in options]
+        if tuple(labels[-len(LETTERS) :]) == LETTERS:
+            return tuple(option for _, option in options[-len(LETTERS) :])
+        if len(set(labels)) > 1 and set(labels) != {"A", "C"}:
+            raise DataError(
+                f"{where}: field 'text': shows options labelled {', '.join(labels)}; expected {', '.join(LETTERS)}, "
+                "each on a line of its own, in this order"
+            )
+    return ()
 
 
 def check_names(field: str, named: Iterable[tuple[str, str]]) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from qrnca_lens.data import LETTERS, QuerySet
+from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
 from qrnca_lens.models import HookedModel, ModelError, exclusive, to_tokens
@@ -29,6 +30,7 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
 
     Columns: query, accuracy_before, accuracy_after, p_before, p_after. Every prompt runs once for all edits.
     """
+    check_query_set(queries)
     owners, factor = list(edited), number("factor", factor)
     right, p = [], []
     for query in queries:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from qrnca_lens.attribution.last_token import LastToken, factors_of
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
+from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel, check_hooked, option_tokens
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.values import number, seed_number
@@ -64,6 +65,7 @@ def edit_effects(
     Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
     """
     check_hooked(model)
+    check_query_set(queries)
     factors, seed = [number("factor", factor) for factor in factors], seed_number(seed)
     if len(queries.groups) < 2:
         raise ValueError("unrelated queries come from other groups; give queries of at least two groups")

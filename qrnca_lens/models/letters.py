@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 
 from qrnca_lens.data import LETTERS, Prompt, QuerySet
+from qrnca_lens.data.query import check_query_set, texts_of
 from qrnca_lens.models.activity import last_positions
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.fingerprint import Written, written
@@ -88,7 +89,7 @@ def letters_and_activations(
 ) -> tuple[Float[torch.Tensor, "prompt letter"], Float[torch.Tensor, "prompt neuron"]]:
     """`letter_probabilities` and `activity.last_activations` from one reading of each prompt."""
     check_hooked(model)
-    texts = [prompt.text for prompt in prompts]
+    texts = texts_of(prompts)
     edited = is_edited(model)
     if edited:
         options_of(model, texts, batch=batch)
@@ -109,6 +110,7 @@ def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.Dat
 
     `mass` is the probability of the four letters together: where it is small, the likeliest of them says little.
     """
+    check_query_set(queries)
     asked = [(query, prompt) for query in queries for prompt in query.prompts]
     found = letter_probabilities(model, [prompt for _, prompt in asked], batch=batch)
     rows = []
