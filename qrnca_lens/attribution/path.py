@@ -76,7 +76,8 @@ def drift_of(rerun: torch.Tensor, untouched: torch.Tensor) -> torch.Tensor:
     """How far logits [..., token] are from the untouched model's [token]: the largest difference over the largest logit."""
     untouched, rerun = untouched.detach().float(), rerun.detach().float()
     differences = (rerun - untouched).abs().where(rerun != untouched, 0)  # a masked token's -inf stays -inf
-    return differences.amax(-1) / untouched[untouched.isfinite()].abs().max()
+    largest = untouched.abs().where(untouched.isfinite(), 0).max()
+    return differences.amax(-1) / largest.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def probability_of(target: int) -> Objective:
