@@ -166,7 +166,10 @@ def test_bfloat16(folder_of: Callable[[str], Path]) -> None:
     ("family", "weight", "place"),
     [
         ("llama", "blocks.1.mlp.W_in", "layer 1: the weight 'blocks.1.mlp.W_in'"),
-        *(("gpt2", f"blocks.1.attn.{name}", f"layer 1: the weight 'blocks.1.attn.{name}'") for name in ("W_Q", "b_Q", "W_K", "b_K")),
+        *(
+            ("gpt2", f"blocks.1.attn.{name}", f"layer 1: the weight 'blocks.1.attn.{name}'")
+            for name in ("W_Q", "b_Q", "W_K", "b_K")
+        ),
         ("qwen2", "blocks.2.attn._W_K", "layer 2: the weight 'blocks.2.attn._W_K'"),
         ("gpt2", "embed.W_E", "the embedding: the weight 'embed.W_E'"),
         ("llama", "unembed.W_U", "the final norm or the unembedding: the weight 'unembed.W_U'"),
