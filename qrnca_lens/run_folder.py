@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS
@@ -19,6 +20,7 @@ from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, write_record, write_table
 
 _FLUSH_SECONDS = 5.0
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,6 @@ class RunFolder:
 
     A query counts as done once a queries part holds it; its clusters part is written before. A finished folder (with
     header.json) is only read if it holds all that is asked for; else its tables become a part, and it is unfinished again.
-    RunError for a folder of another run or with other files, for damage and for a newer format.
     """
 
     def __init__(self, path: Path | None, identity: RunIdentity, origin: Mapping[str, Any]) -> None:
@@ -56,8 +57,22 @@ class RunFolder:
         self.done: set[str] = set()
         self.finished: QRNeurons | None = None
         """The folder's result, if it holds every query that is asked for, or why it failed."""
-        if path is not None:
-            self._open(path)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Read what the folder holds; one that is to be written belongs to this call alone until the block ends.
+
+        RunError for a folder of another run, with other files or in which another call works, for damage and for a newer
+        format.
+        """
+        with ExitStack() as stack:
+            if self._path is not None:
+                self._known(self._path)
+                if self.finished is None:
+                    self._path.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_alone_in(self._path))
+                    self._go_on(self._path)
+            yield
 
     def add(self, query: Query, cluster: pd.DataFrame, probability: float, gap: float) -> None:
         """Take in one query; on disk at the latest some seconds later."""
@@ -92,26 +107,35 @@ class RunFolder:
             if self.done <= set(located.queries["query"]):
                 shutil.rmtree(self._path / "parts")
 
-    def _open(self, path: Path) -> None:
+    def _known(self, path: Path) -> tuple[dict[str, Any], dict[str, str], QRNeurons | None] | None:
+        """The record of the run that the folder holds, its queries and its result, which is taken if it is `finished`."""
         if path.is_file():
             raise RunError(f"{path} is a file; give a folder for the run")
         manifest = path / "manifest.json"
-        if manifest.is_file():
-            record = read_record(manifest)
-            finished = QRNeurons.load(path) if (path / "header.json").is_file() else None
-            asked = self._check(record, manifest, finished)
-            if finished is not None and self._holds(finished):
-                self._take(finished.clusters, finished.queries)
-                self.finished = finished
-                return
-            self._record(record, {**asked, **self._identity.fingerprints}, manifest)
-        else:
-            finished = None
-            # a process that is killed while it writes the manifest leaves a hidden part of it
-            if path.is_dir() and any(not there.name.startswith(".manifest.json.") for there in path.iterdir()):
+        if not manifest.is_file():
+            # a process that is killed before the manifest is there leaves a hidden part of it and its lock
+            ours = (".manifest.json.", _LOCK)
+            if path.is_dir() and any(not there.name.startswith(ours) for there in path.iterdir()):
                 raise RunError(f"{path} holds other files; choose an empty folder for the run")
-            path.mkdir(parents=True, exist_ok=True)
-            identity = self._identity
+            return None
+        record = read_record(manifest)
+        finished = QRNeurons.load(path) if (path / "header.json").is_file() else None
+        asked = self._check(record, manifest, finished)
+        if finished is not None and self._holds(finished):
+            self._take(finished.clusters, finished.queries)
+            self.finished = finished
+        return record, asked, finished
+
+    def _go_on(self, path: Path) -> None:
+        """Make the folder ready for more; what stands in it is read anew, now that no other call writes."""
+        known, identity, manifest = self._known(path), self._identity, path / "manifest.json"
+        if self.finished is not None:
+            return
+        finished = None
+        if known is not None:
+            record, asked, finished = known
+            self._record(record, {**asked, **identity.fingerprints}, manifest)
+        else:
             about = {"config": identity.config, "model": identity.model, "queries": identity.fingerprints}
             write_record({**about, **self._origin}, manifest)
         (path / "parts").mkdir(exist_ok=True)
@@ -194,3 +218,21 @@ class RunFolder:
             number = len(list(parts.glob("queries-*.parquet")))
             write_table(clusters, parts / f"clusters-{number:05d}.parquet")
             write_table(queries, parts / f"queries-{number:05d}.parquet")
+
+
+@contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """The folder for this call alone. The system frees it when the process ends, however it ends."""
+    lock = FileLock(path / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{path}: another call works in this folder; wait until it has ended, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes it when it is released
+            (path / _LOCK).unlink(missing_ok=True)
+        lock.release()

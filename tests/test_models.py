@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from tiny import CONFIGS, ENGINE_FAMILIES, save_tiny
@@ -18,7 +19,7 @@ from qrnca_lens.attribution.last_token import LastToken, scaled_logits
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.editing.collateral import neutral_loss
 from qrnca_lens.editing.effects import edit_effects
-from qrnca_lens.models import ModelError, load_model, option_tokens, site_hook, sites_of, to_tokens
+from qrnca_lens.models import ModelError, finite, load_model, option_tokens, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.letters import answers, letter_probabilities
 from qrnca_lens.neurons import NeuronSet
@@ -165,17 +166,30 @@ def test_bfloat16(folder_of: Callable[[str], Path]) -> None:
     ("family", "weight", "place"),
     [
         ("llama", "blocks.1.mlp.W_in", "layer 1: the weight 'blocks.1.mlp.W_in'"),
+        *(
+            ("gpt2", f"blocks.1.attn.{name}", f"layer 1: the weight 'blocks.1.attn.{name}'")
+            for name in ("W_Q", "b_Q", "W_K", "b_K")
+        ),
+        ("qwen2", "blocks.2.attn._W_K", "layer 2: the weight 'blocks.2.attn._W_K'"),
         ("gpt2", "embed.W_E", "the embedding: the weight 'embed.W_E'"),
         ("llama", "unembed.W_U", "the final norm or the unembedding: the weight 'unembed.W_U'"),
         ("olmo2", "blocks.2.mlp.out.weight", "layer 2: the weight 'blocks.2.mlp.down_proj.weight'"),
     ],
 )
 def test_nan_in_a_weight_is_named_and_answers_nothing(
-    family: str, weight: str, place: str, folder_of: Callable[[str], Path], short_queries: QuerySet
+    family: str,
+    weight: str,
+    place: str,
+    folder_of: Callable[[str], Path],
+    short_queries: QuerySet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load_model(folder_of(family), device="cpu")
     owner, name = weight.rsplit(".", 1)
-    getattr(model.get_submodule(owner), name).data[:] = float("nan")
+    weights = getattr(model.get_submodule(owner), name)
+    intact = weights.data.clone()
+    before = answers(model, short_queries)
+    weights.data[(-1,) * weights.dim()] = float("nan")
     ask: list[Callable[[], Any]] = [
         lambda: answers(model, short_queries),
         lambda: LastToken(model, short_queries["q0"].prompts[0].text),
@@ -190,6 +204,12 @@ def test_nan_in_a_weight_is_named_and_answers_nothing(
             call()
     with pytest.raises(AttributionError, match=f"scores for the prompt 'Which.*': {place} holds NaN"):
         attribute(model, short_queries["q0"].prompts[0].text, " A", steps=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(finite, "_find_fault", None)  # known by now
+        with pytest.raises(ModelError, match=place):
+            answers(model, short_queries)
+    weights.data[:] = intact
+    pd.testing.assert_frame_equal(answers(model, short_queries), before)
 
 
 def test_numbers_that_cease_without_a_bad_weight(model_of: Callable[[str], Any]) -> None:

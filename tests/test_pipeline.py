@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from runs import CONFIG, LONG, failing, same
 from qrnca_lens import pipeline
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
-from qrnca_lens.models import ModelError
+from qrnca_lens.models import BusyModelError, ModelError
 from qrnca_lens.pipeline import FailedQueriesWarning, locate
 
 
@@ -91,7 +92,66 @@ def test_a_run_where_all_fail_says_so_and_is_tried_again(
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, ModelError])
+def test_an_unforeseen_error_of_single_queries_is_their_failure(
+    error: type[Exception],
+    model_of: Callable[[str], Any],
+    short_queries: QuerySet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, bad = model_of("llama"), ("q0", "q1", "q3", "q4", "q5", "q6")  # two at the start, then several in a row
+    with monkeypatch.context() as patched:
+        failing(patched, *[short_queries[key].prompts[1].text for key in bad], error=error)
+        with pytest.warns(FailedQueriesWarning, match=r"6 of 12 queries failed; the first, 'q0', at prompt 1: "):
+            found = locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    assert found.failed[["query", "prompt"]].to_numpy().tolist() == [[key, 1] for key in bad]
+    assert all(("" if error is ModelError else f"{error.__name__}: layer 1") in reason for reason in found.failed["reason"])
+    others = short_queries.keep(q.id for q in short_queries if q.id not in bad)
+    assert found.table.equals(locate(model, others, CONFIG, progress=False).table)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+def test_an_unforeseen_error_of_the_first_three_queries_stops(
+    error: type[Exception],
+    model_of: Callable[[str], Any],
+    short_queries: QuerySet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of("llama")
+    with monkeypatch.context() as patched:
+        asked = failing(patched, error=error)
+        with pytest.raises(error, match="layer 1: NaN") as caught:
+            locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    assert len(asked) == 3
+    if sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == ["at query 'q2', prompt 0"]
+    same(
+        locate(model, short_queries, CONFIG, out=tmp_path, progress=False),
+        locate(model, short_queries, CONFIG, progress=False),
+    )
+
+
+def test_an_unforeseen_error_while_the_letters_are_found(
+    model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, real, bad = model_of("llama"), pipeline.option_tokens, {short_queries["q5"].prompts[2].text}
+
+    def option_tokens(model: Any, prompt: str) -> Any:
+        if prompt in bad:
+            raise torch.OutOfMemoryError("no memory")
+        return real(model, prompt)
+
+    monkeypatch.setattr(pipeline, "option_tokens", option_tokens)
+    with pytest.warns(FailedQueriesWarning, match=r"1 of 12 .*'q5', at prompt 2: OutOfMemoryError: no memory"):
+        assert list(locate(model, short_queries, CONFIG, progress=False).failed["query"]) == ["q5"]
+    bad |= {prompt.text for query in short_queries for prompt in query.prompts}
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        locate(model, short_queries, CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, BusyModelError, TypeError])
 def test_what_concerns_everything_stops_at_once(
     error: type[BaseException], model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,53 @@ def test_padding_that_may_be_text_is_refused_unless_a_mask_tells(
         assert model(ids).isfinite().all()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "olmo2"])
+@pytest.mark.parametrize("pad", [0, 1])
+def test_padding_with_bos_or_eos_beside_a_padding_token_is_refused_unless_a_mask_tells(
+    family: str, pad: int, model_of: Callable[[str], Any]
+) -> None:
+    model = model_of(family)
+    ids, mask = rows_of(model, "right", pad=pad)
+    text = to_tokens(model, TEXTS[0])
+    with suppress(model, CHOSEN):
+        wanted = alone(model)
+        for batch in (ids, ids[1:2], torch.stack([text, torch.cat([text[:-1], torch.tensor([pad])])])):
+            with pytest.raises(ValueError, match=r"row . ends in .*where the row ends cannot be known; pass attention_mask"):
+                model(batch)
+        check(model, model(ids, attention_mask=mask), mask, wanted)
+        # texts that end in the token themselves, and rows that the padding token tells apart
+        ended = torch.cat([text, torch.tensor([pad])])[None]
+        one = model(ended, attention_mask=torch.ones_like(ended))[0, -1]
+        for rows in (1, 2):
+            assert torch.allclose(model(ended.expand(rows, -1))[:, -1], one.expand(rows, -1), atol=1e-4)
+        short = torch.full_like(ended, 2)
+        short[0, : mask[1].sum()] = ids[1, : mask[1].sum()]
+        both, both_mask = torch.cat([ended, short]), torch.ones(2, ended.shape[1], dtype=torch.long)
+        both_mask[1, mask[1].sum() :] = 0
+        check(model, model(both), both_mask, [one, wanted[1]])
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_several_rows_of_a_pass_that_is_not_watched_are_refused(family: str, model_of: Callable[[str], Any]) -> None:
+    model = model_of(family)
+    inner = model if family == "llama" else model.original_model
+    before = inner.forward
+    ids, mask = rows_of(model, "right")
+    one = to_tokens(model, TEXTS[0])[None]
+
+    def logits(given: Any) -> torch.Tensor:
+        return getattr(given, "logits", given)
+
+    with suppress(model, CHOSEN):
+        for masked in ({}, {"attention_mask": mask}):
+            with pytest.raises(ValueError, match=r"3 rows pass .*taken before the block.*call the model itself"):
+                before(ids, **masked)
+        assert torch.allclose(logits(before(one)), model(one), atol=1e-4)
+        check(model, logits(inner.forward(ids, attention_mask=mask)), mask, alone(model))
+        with pytest.raises(ValueError, match="3 rows pass a part of the model"):
+            model.blocks[0](torch.zeros(3, 5, model.cfg.d_model))
+
+
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_rows_without_an_end_are_refused(family: str, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)

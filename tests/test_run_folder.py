@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,55 @@ def test_tables_that_do_not_fit_are_refused(run: tuple[Any, QRNeurons], tmp_path
     write_table(located.queries.iloc[1:], tmp_path / "run" / "queries.parquet")
     with pytest.raises(RunError, match="name different queries"):
         QRNeurons.load(tmp_path / "run")
+
+
+def test_a_second_call_in_a_folder_is_told(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process and in another one, for a new folder and for one that grows; a finished one is read by many."""
+    model, real, told = model_of("llama"), pipeline.attribute, []
+    code = "import sys, filelock\nfilelock.FileLock(sys.argv[1], timeout=0).acquire()"
+
+    def attribute(*args: Any, **kwargs: Any) -> Any:
+        if not told:
+            with pytest.raises(RunError, match="another call works in this folder; wait until it has ended") as caught:
+                locate(model, short_queries, CONFIG, out=out, progress=False)
+            told.append(str(caught.value))
+            elsewhere = subprocess.run([sys.executable, "-c", code, out / ".lock"], capture_output=True, text=True)
+            assert "Timeout" in elsewhere.stderr
+        return real(*args, **kwargs)
+
+    few, out = QuerySet(short_queries.queries[:6]), tmp_path / "run"
+    for queries in (few, short_queries):
+        monkeypatch.setattr(pipeline, "attribute", attribute)
+        found = locate(model, queries, CONFIG, out=out, progress=False)
+        assert len(told) == 1
+        told.clear()
+        same(found, locate(model, queries, CONFIG, out=out, progress=False))
+        assert not (out / ".lock").exists()
+    (out / ".lock").touch()  # what a killed process leaves
+    more = QuerySet((*short_queries.queries, replace(short_queries["q0"], id="q12")))
+    told.append("no second call")
+    assert len(locate(model, more, CONFIG, out=out, progress=False).queries) == 13
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".lock").touch()
+    same(locate(model, few, CONFIG, out=tmp_path / "new", progress=False), locate(model, few, CONFIG, progress=False))
+
+
+def test_two_threads_in_one_folder(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path) -> None:
+    model = model_of("llama")
+    wanted = locate(model, short_queries, CONFIG, progress=False)
+
+    def call(_: int) -> QRNeurons | RunError:
+        try:
+            return locate(model, short_queries, CONFIG, out=tmp_path / "run", progress=False)
+        except RunError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(call, range(4)):
+            if isinstance(found, RunError):
+                assert "another call works in this folder" in str(found)
+            else:
+                same(found, wanted)
+    same(QRNeurons.load(tmp_path / "run"), wanted)

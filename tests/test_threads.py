@@ -100,3 +100,51 @@ def test_models_are_locked_one_by_one(model_of: Callable[[str], Any], monkeypatc
     monkeypatch.setattr(hooked, "PATIENCE", 0.1)
     with ThreadPoolExecutor(1) as pool, suppress(model_of("llama"), CHOSEN), exclusive(model_of("llama")):
         pool.submit(letter_probabilities, model_of("olmo2"), PROMPTS).result(10)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_a_block_left_in_another_thread_is_told_and_frees_the_model(
+    family: str, model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooked, "PATIENCE", 0.1)
+    model = model_of(family)
+    untouched = letter_probabilities(model, PROMPTS)
+    with ThreadPoolExecutor(1, "worker") as pool, ThreadPoolExecutor(1) as other:
+        for block in (suppress(model, CHOSEN), exclusive(model)):
+            pool.submit(block.__enter__).result(10)
+            with pytest.raises(BusyModelError, match=rf"block on {family} was entered in thread 'worker_0' and left"):
+                block.__exit__(None, None, None)
+            for thread in (pool, other):
+                assert torch.equal(thread.submit(letter_probabilities, model, PROMPTS).result(10), untouched)
+        block = suppress(model, CHOSEN)
+        pool.submit(block.__enter__).result(10)
+        error = KeyError("mine")
+        assert not block.__exit__(KeyError, error, None)  # the block's own error passes
+        assert torch.equal(letter_probabilities(model, PROMPTS), untouched)
+        outer, inner = exclusive(model), suppress(model, CHOSEN)
+        pool.submit(lambda: (outer.__enter__(), inner.__enter__())).result(10)
+        with pytest.raises(BusyModelError, match="left in"):
+            inner.__exit__(None, None, None)
+        with pytest.raises(BusyModelError, match="another thread has used"):
+            letter_probabilities(model, PROMPTS)  # the outer block is the worker's still
+        pool.submit(outer.__exit__, None, None, None).result(10)
+        assert torch.equal(letter_probabilities(model, PROMPTS), untouched)
+
+
+def test_a_thread_that_ends_in_a_block_gives_the_model_back(
+    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooked, "PATIENCE", 0.1)
+    model = model_of("llama")
+    untouched = letter_probabilities(model, PROMPTS)
+    for block in (exclusive(model), suppress(model, CHOSEN)):
+        thread = threading.Thread(target=block.__enter__)
+        thread.start()
+        thread.join()
+        with exclusive(model):
+            pass
+    with pytest.raises(BusyModelError, match="leave a block whose thread has ended"):
+        letter_probabilities(model, PROMPTS)
+    with pytest.raises(BusyModelError, match="its hooks are gone"):
+        block.__exit__(None, None, None)
+    assert torch.equal(letter_probabilities(model, PROMPTS), untouched)

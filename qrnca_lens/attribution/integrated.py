@@ -22,13 +22,13 @@ from qrnca_lens.models import (
     target_id,
     to_tokens,
 )
-from qrnca_lens.models.finite import where_numbers_cease
+from qrnca_lens.models.finite import weight_fault, where_numbers_cease
 from qrnca_lens.shapes import Tokens
 from qrnca_lens.values import whole_number
 
 
 class AttributionError(RuntimeError):
-    """Scores that are not numbers; the message names the layer and the prompt."""
+    """Scores that are not numbers, or of a model whose weights are not; the message names the place and the prompt."""
 
 
 class SlowPathWarning(UserWarning):
@@ -51,7 +51,8 @@ def attribute(
     shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own logits), else on
     the plain path with a SlowPathWarning; bridges always take the plain path. Raises ModelError for a target that is not
     one token, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule or number
-    of steps that is none; AttributionError for NaN or infinite scores; BusyModelError if another thread uses the model.
+    of steps that is none; AttributionError for NaN or infinite scores or weights; BusyModelError if another thread
+    uses the model.
     """
     check_hooked(model)
     steps = whole_number("steps", steps)
@@ -78,6 +79,9 @@ def integrate_objective(
     nodes = quadrature(rule, steps).with_ends()
     with torch.inference_mode(False):
         task = PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes)
+    fault = weight_fault(model)
+    if fault:
+        raise AttributionError(f"no valid scores for the prompt {_text_of(model, prompt)[-80:]!r}: {fault}")
     # gradients are needed also where the caller has switched them off for good
     with exclusive(model), torch.inference_mode(False):
         path = _integrate(task)

@@ -20,7 +20,7 @@ from qrnca_lens.models import (
     with_hooks,
 )
 from qrnca_lens.models.activity import right_padded
-from qrnca_lens.models.finite import check_logits
+from qrnca_lens.models.finite import check_logits, check_weights
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.values import number, whole_number
 
@@ -31,11 +31,12 @@ class LastToken:
     """One prompt of a hooked model; `logits` are the untouched model's after it, [token].
 
     HookedTransformers run single tokens against the cached prefix; a bridge, or a model whose untouched row does not give
-    `logits` back, runs the whole prompt for every row. ModelError for logits that are NaN or infinite.
+    `logits` back, runs the whole prompt for every row. ModelError for logits or weights that are NaN or infinite.
     """
 
     def __init__(self, model: HookedModel, prompt: str) -> None:
         self._model, self._prompt, self._tokens = model, prompt, to_tokens(model, prompt)
+        check_weights(model, prompt)
         self._prefix = SharedPrefix(model, self._tokens, "post") if is_hooked_transformer(model) else None
         if self._prefix is not None:
             self.logits = self._prefix.logits
@@ -78,8 +79,11 @@ class LastToken:
 def scaled_logits(model: HookedModel, prompts: Sequence[str], factors: Factors) -> Float[torch.Tensor, "prompt row token"]:
     """What `LastToken(model, prompt).scaled(factors)` gives for every prompt, by running all whole prompts in one batch.
 
-    Faster than the shared prefix for a handful of rows on a small model. ModelError for logits that are NaN or infinite.
+    Faster than the shared prefix for a handful of rows on a small model. ModelError for logits or weights that are NaN or
+    infinite.
     """
+    if prompts:
+        check_weights(model, prompts[0])
     tokens = [to_tokens(model, prompt) for prompt in prompts]
     rows = len(next(iter(factors.values())))
     each = {layer: values.repeat(len(prompts), 1) for layer, values in factors.items()}

@@ -12,7 +12,7 @@ from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
 from qrnca_lens.models import HookedModel, ModelError, exclusive, to_tokens
-from qrnca_lens.models.finite import check_logits
+from qrnca_lens.models.finite import check_logits, check_weights
 from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.values import number
 
@@ -68,6 +68,7 @@ def neutral_loss(
     at all positions: query, loss_before, loss_after."""
     factor = number("factor", factor)
     tokens = to_tokens(model, text)[None]
+    check_weights(model, text)
     before = _loss(model, text, tokens)
     rows = []
     for query, neurons in edited.items():

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch.nn.utils.rnn import pad_sequence
 
-from qrnca_lens.models.finite import check_logits
+from qrnca_lens.models.finite import check_logits, check_weights
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook
 from qrnca_lens.models.tokens import to_tokens
@@ -25,11 +25,13 @@ def last_positions(
     """Read each prompt once: (positions in `texts`, logits after them, what W_out multiplies there), batch after batch.
 
     The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded. ModelError for
-    logits that are NaN or infinite.
+    logits or weights that are NaN or infinite.
     """
     batch = whole_number("batch", batch, at_least=1)
     tokens = [to_tokens(model, text) for text in texts]
     names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
+    if texts:
+        check_weights(model, texts[0])
     for rows in batches_of_one_length(tokens, batch):
         together = torch.stack([tokens[i] for i in rows])
         logits, kept = _read(model, together, torch.ones_like(together), set(names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TypeAlias
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from qrnca_lens.models.hooked import HookedModel
 
 Written: TypeAlias = tuple[tuple[int, int, float], ...]
-_SAMPLE = 4096
+_SMALL = 1 << 16  # values of a weight that are all summed
+_SAMPLE = 4096  # of a larger one
 _PART = 1 << 24  # values hashed at a time
 
 
@@ -30,12 +32,16 @@ def model_fingerprint(model: HookedModel) -> str:
 def written(model: HookedModel) -> Written:
     """What tells cheaply whether weights have changed: where each lies, how often it was written to, a sum of some values.
 
-    Writing through `weight.data` is not counted by PyTorch, so up to `_SAMPLE` values of each are summed as well; an edit of
-    a few values of a large weight through `.data` stays unseen. Write under `torch.no_grad()` instead.
+    Writing through `weight.data` is not counted by PyTorch, so all values of small weights and some of large ones are summed
+    as well (NaN, which equals nothing, counts as infinite); an edit of a few values of a large weight through `.data` stays
+    unseen. Write under `torch.no_grad()` instead.
     """
     return tuple((weight.data_ptr(), weight._version, _sampled(weight)) for weight in model.parameters())
 
 
 def _sampled(weight: torch.Tensor) -> float:
-    values = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten(0, -2)[:, 0]
-    return values[:: max(1, len(values) // _SAMPLE)].float().sum().item() if len(values) else 0.0
+    order = sorted(range(weight.dim()), key=weight.stride, reverse=True)  # as it lies in memory, so nothing is copied
+    values = weight.detach().permute(order).reshape(-1)
+    every = 1 if len(values) <= _SMALL else len(values) // _SAMPLE
+    total = values[::every].float().sum().item()
+    return math.inf if math.isnan(total) else total

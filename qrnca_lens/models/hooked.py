@@ -29,8 +29,36 @@ Hook = tuple[str, HookFunction]
 
 PATIENCE = 60.0
 """How many seconds a thread waits for a model that another one uses, before a BusyModelError."""
-_LOCKS: WeakKeyDictionary[HookedModel, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+_HOLDS: WeakKeyDictionary[HookedModel, _Hold] = WeakKeyDictionary()
+_HOLDS_LOCK = threading.Lock()
+
+
+class _Hold:
+    """Which thread has a model, in how many nested blocks. Unlike an RLock it can be given back by any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._owner: threading.Thread | None = None
+        self._depth = 0
+
+    def take(self, thread: threading.Thread) -> bool:
+        """Whether the model became the thread's within `PATIENCE` seconds; one that has ended does not keep it."""
+        with self._changed:
+            if self._owner is not thread:
+                if not self._changed.wait_for(lambda: self._owner is None or not self._owner.is_alive(), PATIENCE):
+                    return False
+                self._owner, self._depth = thread, 0
+            self._depth += 1
+            return True
+
+    def give_back(self, thread: threading.Thread) -> None:
+        """End one block of the thread that took the model."""
+        with self._changed:
+            if self._owner is thread:
+                self._depth -= 1
+                if not self._depth:
+                    self._owner = None
+                    self._changed.notify()
 
 
 def is_hooked_transformer(model: HookedModel) -> bool:
@@ -65,11 +93,13 @@ def without_edits(model: HookedModel) -> Iterator[None]:
 def exclusive(model: HookedModel) -> Iterator[None]:
     """The model for this thread alone while the block runs; other threads that ask for it wait.
 
-    Blocks of one thread nest. Raises BusyModelError after `PATIENCE` seconds.
+    Blocks of one thread nest. Raises BusyModelError after `PATIENCE` seconds, and at the end of a block that another
+    thread leaves than the one that entered it; the model is free then.
     """
-    with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(model, threading.RLock())
-    if not lock.acquire(timeout=PATIENCE):
+    with _HOLDS_LOCK:
+        hold = _HOLDS.setdefault(model, _Hold())
+    thread = threading.current_thread()
+    if not hold.take(thread):
         raise BusyModelError(
             f"another thread has used {model.cfg.model_name} for {PATIENCE:g} s: it runs it, or holds it in an open block "
             "such as `with suppress(...)`; leave the block before you wait for this thread, or give it a model of its own"
@@ -77,7 +107,13 @@ def exclusive(model: HookedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        hold.give_back(thread)
+    if threading.current_thread() is not thread:
+        raise BusyModelError(
+            f"a block on {model.cfg.model_name} was entered in thread {thread.name!r} and left in "
+            f"{threading.current_thread().name!r}; its hooks are gone and the model is free. Enter and leave a block in one "
+            "thread"
+        )
 
 
 @contextmanager
@@ -97,7 +133,8 @@ def _of_this_thread(model: HookedModel, function: HookFunction) -> HookFunction:
         if threading.get_ident() != owner:
             raise BusyModelError(
                 f"another thread has hooks on {model.cfg.model_name}, which would change what this one reads; open the "
-                "block in the thread that runs the model, or give each thread a model of its own"
+                "block in the thread that runs the model, leave a block whose thread has ended, or give each thread a model "
+                "of its own"
             )
         return function(tensor, hook=hook)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from transformer_lens.utilities.activation_functions import apply_softcap
 
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.finite import check_logits
+from qrnca_lens.models.finite import check_logits, check_weights
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
 from qrnca_lens.models.norms import Vectors, norm_parts
 from qrnca_lens.models.sites import (
@@ -47,6 +47,7 @@ class Readout:
         for layer in layers:
             names |= {in_block(layer, name) for name in (RESID_POST, MLP_OUT, *_before_mlp(model, layer))}
             names.add(site_hook(model, layer, "post"))
+        check_weights(model, str(model.tokenizer.decode(tokens[0])))
         with exclusive(model), torch.no_grad():
             logits, cache = model.run_with_cache(
                 tokens, attention_mask=torch.ones_like(tokens), names_filter=lambda name: name in names

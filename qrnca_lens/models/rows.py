@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -24,6 +24,7 @@ class RowEnds(threading.local):
         self._tokenizer = tokenizer
         self.tokens: torch.Tensor | None = None
         self.mask: Any = None
+        self.watched = False
         self.generating = False
 
     def of(self, values: torch.Tensor) -> Int[torch.Tensor, " row"]:
@@ -31,10 +32,17 @@ class RowEnds(threading.local):
 
         By the attention mask where there is one, else by the padding that a row of tokens ends in. It is the last one of
         all where there is nothing to tell rows apart (single tokens, embeddings without a mask) and in `generate`, which
-        samples from there. Raises ValueError where a row may end in padding or in text.
+        samples from there. Raises ValueError where a row may end in padding or in text, and for several rows of a pass
+        that is not watched.
         """
         rows, length = values.shape[:2]
         if length > 1 and not self.generating:
+            if rows > 1 and not self.watched:
+                raise ValueError(
+                    f"{rows} rows pass a part of the model, or a `forward` that was taken before the block, so where each "
+                    "row ends cannot be known; call the model itself, take `forward` inside the block, pass one row at a "
+                    "time, or scale at all positions"
+                )
             if self.mask is not None:
                 return _by_mask(self.mask, rows, length).to(values.device)
             if self.tokens is not None:
@@ -80,10 +88,12 @@ def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | N
         given = signature.bind(*args, **kwargs).arguments
         ends.tokens = given.get("input_ids") if hooked is None else _tokens_of(hooked, given)
         ends.mask = given.get("attention_mask")
+        ends.watched = True
         try:
             return forward(*args, **kwargs)
         finally:
             ends.tokens = ends.mask = None
+            ends.watched = False
 
     return watched
 
@@ -127,18 +137,27 @@ def _by_padding(tokens: torch.Tensor, tokenizer: Any, rows: int, length: int) ->
     if tokens.shape != (rows, length):
         raise ValueError(f"activations of {rows} rows of {length} tokens do not belong to tokens {tuple(tokens.shape)}")
     pad, others = tokenizer.pad_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    clear = pad is not None and pad not in others
-    candidates = (pad,) if clear else (pad, *others)
-    padding = torch.tensor([token for token in candidates if token is not None], dtype=torch.long, device=tokens.device)
-    after = torch.isin(tokens, padding).flip(1).long().cumprod(1).sum(1)
-    if clear:
+    if pad is not None and pad not in others:
+        after = _trailing(tokens, (pad,))
         if (after == length).any():
             raise ValueError(f"row {int(after.argmax())} is all padding: it has no last token to scale at")
-        return length - 1 - after
-    if (after > int(rows == 1)).any():
+        if after.any():
+            return length - 1 - after
+        after = _trailing(tokens, others)
+        allowed = int((after > 0).all())  # where every row ends in one, the texts end so
+    else:
+        after = _trailing(tokens, (pad, *others))
+        allowed = int(rows == 1)
+    if (after > allowed).any():
         row = int(after.argmax())
         raise ValueError(
-            f"row {row} ends in {tokenizer.decode(tokens[row, -1:])!r}, which this tokenizer has for padding and for text "
-            f"alike, so where the row ends cannot be known; {_REMEDY}"
+            f"row {row} ends in {tokenizer.decode(tokens[row, -1:])!r}, which may be padding or text, so where the row ends "
+            f"cannot be known; {_REMEDY}"
         )
-    return length - 1 - torch.zeros_like(after)
+    return torch.full_like(after, length - 1)
+
+
+def _trailing(tokens: torch.Tensor, ids: Sequence[int | None]) -> torch.Tensor:
+    """With how many of these tokens each row ends."""
+    known = torch.tensor([token for token in ids if token is not None], dtype=torch.long, device=tokens.device)
+    return torch.isin(tokens, known).flip(1).long().cumprod(1).sum(1)
