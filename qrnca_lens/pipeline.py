@@ -8,7 +8,6 @@ import platform
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,6 +25,7 @@ from qrnca_lens.models import HookedModel, ModelError, OptionTokens, check_hooke
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.letters import decisions
 from qrnca_lens.run_folder import RunFolder, RunIdentity
+from qrnca_lens.store import run_place
 from qrnca_lens.terminal import Description
 
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
@@ -57,8 +57,9 @@ def locate(
 
     Raises ValueError for too few queries and where too few are left after those that failed, ModelError for a model or site
     that cannot be used and where every query failed, RunError for a folder that holds another run (the message lists what
-    differs), other files, damage or a newer format.
+    differs), other files, damage or a newer format and, before any prompt is looked at, for a place where no folder can be.
     """
+    folder = None if out is None else run_place(out)
     check_hooked(model)
     tolerance_of(model)
     config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
@@ -73,7 +74,7 @@ def locate(
         "letters": checked.decided,
         "versions": _versions(),
     }
-    run = RunFolder(Path(out) if out is not None else None, identity, about)
+    run = RunFolder(folder, identity, about)
     if run.finished is not None:
         about = run.finished.about
         failed = [Failure(*row) for row in run.finished.failed.itertuples(index=False) if row[0] in identity.fingerprints]

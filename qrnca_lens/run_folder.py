@@ -16,7 +16,8 @@ import pandas as pd
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, write_record, write_table
+from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, usable, write_record, write_table
+from qrnca_lens.writing import check_target, own_folder
 
 _FLUSH_SECONDS = 5.0
 
@@ -44,7 +45,8 @@ class RunFolder:
 
     A query counts as done once a queries part holds it; its clusters part is written before. A finished folder (with
     header.json) is only read if it holds all that is asked for; else its tables become a part, and it is unfinished again.
-    RunError for a folder of another run or with other files, for damage and for a newer format.
+    RunError for a folder of another run or with other files, for damage, for a newer format and for one that cannot be
+    written into.
     """
 
     def __init__(self, path: Path | None, identity: RunIdentity, origin: Mapping[str, Any]) -> None:
@@ -93,8 +95,6 @@ class RunFolder:
                 shutil.rmtree(self._path / "parts")
 
     def _open(self, path: Path) -> None:
-        if path.is_file():
-            raise RunError(f"{path} is a file; give a folder for the run")
         manifest = path / "manifest.json"
         if manifest.is_file():
             record = read_record(manifest)
@@ -104,6 +104,7 @@ class RunFolder:
                 self._take(finished.clusters, finished.queries)
                 self.finished = finished
                 return
+            self._parts(path)
             self._record(record, {**asked, **self._identity.fingerprints}, manifest)
         else:
             finished = None
@@ -114,12 +115,16 @@ class RunFolder:
             identity = self._identity
             about = {"config": identity.config, "model": identity.model, "queries": identity.fingerprints}
             write_record({**about, **self._origin}, manifest)
-        (path / "parts").mkdir(exist_ok=True)
+            self._parts(path)
         for part in sorted((path / "parts").glob("queries-*.parquet")):
             clusters = read_table(part.with_name(part.name.replace("queries", "clusters")), TABLE_COLUMNS)
             self._take(clusters, read_table(part, QUERY_COLUMNS))
         if finished is not None:
             self._reopen(finished, path)
+
+    def _parts(self, path: Path) -> None:
+        with usable():
+            check_target(own_folder(path / "parts") / "queries.parquet")
 
     def _check(self, record: dict[str, Any], path: Path, finished: QRNeurons | None) -> dict[str, str]:
         """The fingerprints of the recorded run's queries by id. RunError if it is another run than this one."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import pandas as pd
 
 from qrnca_lens._version import __version__
-from qrnca_lens.writing import whole_file
+from qrnca_lens.writing import check_folder, whole_file
 
 FORMAT = 2
 """The format of the records that this version writes (manifest.json, header.json, study.json); 1 has no number in them."""
@@ -23,6 +25,23 @@ _WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "an obj
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message says what stands in it and what to do."""
+
+
+def run_place(folder: str | os.PathLike[str]) -> Path:
+    """The path of a run's folder. RunError, with nothing left behind, where none can be made (`writing.check_folder`)."""
+    path = Path(folder)
+    with usable():
+        check_folder(path)
+    return path
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Say as a RunError what makes a file or folder of a run unusable."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise RunError(f"{error}" if error.args[1:] == () else f"{error}; choose another folder") from None
 
 
 def write_text(text: str, path: Path) -> None:

@@ -224,6 +224,8 @@ def test_usage_errors_obey_no_escape(arguments: list[str]) -> None:
         (["card", "--out", "x" * 256], "a name of 256 bytes"),
         (["card", "--out", "."], "is a folder; give the name of a file"),
         (["queries", "build", "mmlu", "--from", "hub", "--out", "/proc/x"], "/proc/x cannot be written"),
+        (["locate", "--queries", "atlas/domains", "--out", "/dev/null/x"], "/dev/null is a file, not a folder"),
+        (["reproduce", "--out", "/proc/x"], "/proc/x cannot be written"),
         (["attribute", "--prompt", "a", "--target", "b", "--top", "0"], "'--top'"),
         (["locate", "--queries", "atlas/domains", "--out", "run", "--seed", "-1"], "'--seed'"),
         (

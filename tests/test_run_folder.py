@@ -23,6 +23,7 @@ from qrnca_lens.data import QuerySet, save_queries
 from qrnca_lens.models import option_tokens
 from qrnca_lens.pipeline import locate
 from qrnca_lens.store import RunError, write_table
+from qrnca_lens.study import Subject, reproduce
 
 
 def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path) -> None:
@@ -291,6 +292,57 @@ def test_another_run_is_refused_with_the_difference(
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="holds other files"):
         locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("x" * 256, "a name of 256 bytes; at most 255"),
+        (f"{'é' * 128}/run", "a name of 256 bytes"),
+        ("a\0b", "a character of code 0"),
+        ("file", "file is a file, not a folder; choose another place"),
+        ("file/run", "file is a file, not a folder; choose another place"),
+        ("nowhere", "nowhere is a link that leads nowhere; choose another place"),
+        ("/dev/null", "/dev/null is a file"),
+        ("/dev/null/run", "/dev/null is a file"),
+        ("/proc/run", "/proc/run cannot be written: /proc: .*; choose another place"),
+        ("d/" * 3000, "too long.*; choose another folder"),
+    ],
+)
+def test_a_place_where_no_folder_can_be_is_refused_before_any_prompt(
+    place: str, words: str, model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(pipeline, "option_tokens", None)
+    with pytest.raises(RunError, match=words):
+        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / place, progress=False)
+    with pytest.raises(RunError, match=words):
+        reproduce(model_of("llama"), [Subject("a", short_queries, (short_queries,))], tmp_path / place, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "nowhere"}
+
+
+def test_a_link_in_a_run_folder_leads_nowhere(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run, victim = model_of("llama"), tmp_path / "run", tmp_path / "victim"
+    victim.mkdir()
+    with monkeypatch.context() as patched:
+        failing(patched, short_queries["q8"].prompts[0].text, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate(model, short_queries, CONFIG, out=run, progress=False)
+    (run / "parts").rename(tmp_path / "kept")
+    (run / "parts").symlink_to(victim)
+    before = (run / "manifest.json").read_text()
+    monkeypatch.setattr(pipeline, "attribute", None)
+    with pytest.raises(RunError, match="parts is a link; remove it, or choose another folder"):
+        locate(model, QuerySet(short_queries.queries[:9]), CONFIG, out=run, progress=False)
+    (run / "parts").unlink()
+    (run / "parts").write_text("mine")
+    with pytest.raises(RunError, match="parts is a file; remove it, or choose another folder"):
+        locate(model, short_queries, CONFIG, out=run, progress=False)
+    assert (run / "manifest.json").read_text() == before
+    assert not list(victim.iterdir())
 
 
 def test_tables_that_do_not_fit_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
