@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS
+from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS, ModelShape, read_clusters, read_queries
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, usable, write_record, write_table
+from qrnca_lens.store import RunError, differences, field_of, read_record, usable, write_record, write_table
 from qrnca_lens.writing import check_target, own_folder
 
 _FLUSH_SECONDS = 5.0
@@ -117,8 +117,8 @@ class RunFolder:
             write_record({**about, **self._origin}, manifest)
             self._parts(path)
         for part in sorted((path / "parts").glob("queries-*.parquet")):
-            clusters = read_table(part.with_name(part.name.replace("queries", "clusters")), TABLE_COLUMNS)
-            self._take(clusters, read_table(part, QUERY_COLUMNS))
+            clusters = part.with_name(part.name.replace("queries", "clusters"))
+            self._take(read_clusters(clusters, ModelShape(**self._identity.model)), read_queries(part))
         if finished is not None:
             self._reopen(finished, path)
 

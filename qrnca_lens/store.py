@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pandas as pd
 
 from qrnca_lens._version import __version__
@@ -135,6 +137,24 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             found = ", ".join(map(str, table.columns)) or "no columns"
             raise RunError(f"{path}: column {name!r} is missing (it has {found}); start again in another folder")
     return table
+
+
+def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, below: int | float = math.inf) -> None:
+    """Whether a column read from `path` holds texts (str), whole numbers from 0 (int) or finite numbers (float) under `below`.
+
+    RunError that names file, column and the first value that does not fit.
+    """
+    column = table[name]
+    if kind is str:
+        fits = column.map(lambda value: isinstance(value, str))
+    elif column.dtype.kind in ("iu" if kind is int else "iuf"):
+        fits = column.notna() & np.isfinite(column) & (column < below) & ((column >= 0) | (kind is float))
+    else:
+        fits = column.map(lambda _: False)
+    if not fits.all():
+        wanted = {str: "a text", int: f"a whole number from 0, below {below:g}", float: "a finite number"}[kind]
+        found = column[~fits].iloc[0]
+        raise RunError(f"{path}: column {name!r}: expected {wanted}, found {found!r}; it is damaged, start again elsewhere")
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:

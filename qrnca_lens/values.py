@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
+
 class WrongKindError(TypeError):
     """What a user gave is of another kind than is needed; the message names both. Any other TypeError is a fault of code."""
 

@@ -58,7 +58,9 @@ class Session:
             question = query.question or query.prompts[0].text
             short = question if len(question) <= _QUESTION else f"{question[:_QUESTION]}…"
             neurons = [[int(layer), int(index), float(naica)] for layer, index, naica in found]
-            queries.append({"id": query.id, "group": query.group, "label": visible(f"{query.id}: {short}"), "neurons": neurons})
+            queries.append(
+                {"id": query.id, "group": query.group, "label": visible(f"{query.id}: {short}"), "neurons": neurons}
+            )
         groups = [group for group in self.located.groups if shown[group]]
         return {
             "all": ALL_GROUPS,
