@@ -140,9 +140,9 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, below: int | float = math.inf) -> None:
-    """Whether a column read from `path` holds texts (str), whole numbers from 0 (int) or finite numbers (float) under `below`.
+    """Whether a column read from `path` holds texts (str), whole numbers from 0 (int) or finite numbers (float).
 
-    RunError that names file, column and the first value that does not fit.
+    Numbers must be under `below`. RunError that names file, column and the first value that does not fit.
     """
     column = table[name]
     if kind is str:
@@ -153,7 +153,7 @@ def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, belo
         fits = column.map(lambda _: False)
     if not fits.all():
         wanted = {str: "a text", int: f"a whole number from 0, below {below:g}", float: "a finite number"}[kind]
-        found = column[~fits].iloc[0]
+        found = column[~fits].tolist()[0]
         raise RunError(f"{path}: column {name!r}: expected {wanted}, found {found!r}; it is damaged, start again elsewhere")
 
 
