@@ -80,7 +80,9 @@ def locate(
         from qrnca_lens.data import load_queries
         from qrnca_lens.models import load_model
         from qrnca_lens.pipeline import locate as run
+        from qrnca_lens.store import run_place
 
+        run_place(out)
         config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
         asked = load_queries(queries, seed=seed)
         asked = asked.sample(per_group, seed) if per_group else asked
@@ -168,12 +170,14 @@ def reproduce(
     """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
     with plain_errors():
         from qrnca_lens.models import load_model
+        from qrnca_lens.store import run_place
         from qrnca_lens.study import reproduce as run
         from qrnca_lens.study import subject
         from qrnca_lens.study.report import write_report
         from qrnca_lens.study.statements import statements
         from qrnca_lens.study.tables import failed
 
+        run_place(out)
         subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
         study = run(load_model(model, device=device), subjects, out, seed=seed)
         page = write_report(study)

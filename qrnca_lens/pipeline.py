@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -39,6 +38,7 @@ from qrnca_lens.models import (
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.letters import decisions
 from qrnca_lens.run_folder import RunFolder, RunIdentity
+from qrnca_lens.store import run_place
 from qrnca_lens.terminal import Description
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
@@ -75,8 +75,10 @@ def locate(
 
     Raises ValueError for too few queries and where too few are left after those that failed, ModelError for a model or site
     that cannot be used and where every query failed, RunError for a folder that holds another run (the message lists what
-    differs), in which another call works, with other files, damage or a newer format.
+    differs), in which another call works, with other files, damage or a newer format and, before any prompt is looked at,
+    for a place where no folder can be.
     """
+    folder = None if out is None else run_place(out)
     check_hooked(model)
     check_query_set(queries)
     tolerance_of(model)
@@ -92,7 +94,7 @@ def locate(
         "letters": checked.decided,
         "versions": _versions(),
     }
-    run = RunFolder(Path(out) if out is not None else None, identity, about)
+    run = RunFolder(folder, identity, about)
     with run.opened():
         if run.finished is not None:
             about = run.finished.about

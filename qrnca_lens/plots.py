@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.localization import group_heatmap, layer_counts
-from qrnca_lens.shown import plotly_label, plotly_whole
+from qrnca_lens.shown import LABEL, TITLE, plotly_label, plotly_whole
 from qrnca_lens.values import listed
 
 # grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
@@ -44,7 +44,7 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
     maps = [group_heatmap(located, group, bins=bins) for group in chosen]
     columns = min(2, len(maps))
     rows = -(-len(maps) // columns)
-    titles = [plotly_label(m.group) for m in maps]
+    titles = [plotly_label(m.group, LABEL if columns == 1 else TITLE) for m in maps]
     # a few very strong cells would leave all others in one colour; the hover text has the true value
     brightest = max(float(np.quantile(m.values[m.neurons > 0], 0.99)) if m.neurons.any() else 0.0 for m in maps)
     figure = make_subplots(

@@ -15,9 +15,10 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS
+from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS, ModelShape, read_clusters, read_queries
 from qrnca_lens.data import Query, QuerySet
-from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, write_record, write_table
+from qrnca_lens.store import RunError, differences, field_of, read_record, usable, write_record, write_table
+from qrnca_lens.writing import check_target, own_folder
 
 _FLUSH_SECONDS = 5.0
 _LOCK = ".lock"
@@ -62,8 +63,8 @@ class RunFolder:
     def opened(self) -> Iterator[None]:
         """Read what the folder holds; one that is to be written belongs to this call alone until the block ends.
 
-        RunError for a folder of another run, with other files or in which another call works, for damage and for a newer
-        format.
+        RunError for a folder of another run, with other files or in which another call works, for damage, for a newer
+        format and for one that cannot be written into.
         """
         with ExitStack() as stack:
             if self._path is not None:
@@ -109,8 +110,6 @@ class RunFolder:
 
     def _known(self, path: Path) -> tuple[dict[str, Any], dict[str, str], QRNeurons | None] | None:
         """The record of the run that the folder holds, its queries and its result, which is taken if it is `finished`."""
-        if path.is_file():
-            raise RunError(f"{path} is a file; give a folder for the run")
         manifest = path / "manifest.json"
         if not manifest.is_file():
             # a process that is killed before the manifest is there leaves a hidden part of it and its lock
@@ -134,16 +133,21 @@ class RunFolder:
         finished = None
         if known is not None:
             record, asked, finished = known
+            self._parts(path)
             self._record(record, {**asked, **identity.fingerprints}, manifest)
         else:
             about = {"config": identity.config, "model": identity.model, "queries": identity.fingerprints}
             write_record({**about, **self._origin}, manifest)
-        (path / "parts").mkdir(exist_ok=True)
+            self._parts(path)
         for part in sorted((path / "parts").glob("queries-*.parquet")):
-            clusters = read_table(part.with_name(part.name.replace("queries", "clusters")), TABLE_COLUMNS)
-            self._take(clusters, read_table(part, QUERY_COLUMNS))
+            clusters = part.with_name(part.name.replace("queries", "clusters"))
+            self._take(read_clusters(clusters, ModelShape(**self._identity.model)), read_queries(part))
         if finished is not None:
             self._reopen(finished, path)
+
+    def _parts(self, path: Path) -> None:
+        with usable():
+            check_target(own_folder(path / "parts") / "queries.parquet")
 
     def _check(self, record: dict[str, Any], path: Path, finished: QRNeurons | None) -> dict[str, str]:
         """The fingerprints of the recorded run's queries by id. RunError if it is another run than this one."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-LABEL, LINE = 40, 80
-"""The most characters of a label in a figure, and of a line of a hover text."""
+TITLE, LABEL, LINE = 24, 40, 80
+"""The most characters of a title beside others in a figure, of a label there, and of a line of a hover text."""
+_LONG = 24
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 _REORDER = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _PLOTLY = str.maketrans({"$": "&#36;", "{": "&#123;"})
@@ -58,7 +59,7 @@ def escaped(value: object) -> str:
 def table(frame: pd.DataFrame, raw: Sequence[str] = ()) -> str:
     """An HTML table without the index; every cell is escaped, but for those of the columns `raw`, which are HTML already.
 
-    Floats have four digits; None and NaN are empty cells.
+    Floats have four digits; None and NaN are empty cells. A long text has the class `long`, so that it can be wrapped.
     """
     names = [str(name) for name in frame.columns]
     head = "".join(f"<th>{escaped(name)}</th>" for name in names)
@@ -74,7 +75,8 @@ def _cell(value: object, is_html: bool) -> str:
         return f"<td>{value}</td>"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "<td></td>"
-    return f"<td>{escaped(f'{value:.4g}' if isinstance(value, float) else value)}</td>"
+    text = escaped(f"{value:.4g}" if isinstance(value, float) else value)
+    return f'<td class="long">{text}</td>' if len(text) > _LONG else f"<td>{text}</td>"
 
 
 def notebook(words: str, *frames: pd.DataFrame) -> str:
@@ -88,12 +90,12 @@ def without_math(body: str) -> str:
     return f'<div class="{_NO_MATH}">{body}</div>'
 
 
-def plotly_label(value: object) -> str:
-    """A text for a title, tick, legend entry or annotation of a plotly figure, in one line of at most `LABEL` characters.
+def plotly_label(value: object, most: int = LABEL) -> str:
+    """A text for a title, tick, legend entry or annotation of a plotly figure, in one line of at most `most` characters.
 
     Plotly takes tags (`<a href>`), entities, `%{…}` and `$…$` for its own language; here none of them is left.
     """
-    return _for_plotly(shortened(visible(value), LABEL))
+    return _for_plotly(shortened(visible(value), most))
 
 
 def plotly_whole(value: object) -> str:

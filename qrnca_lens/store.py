@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pandas as pd
 
 from qrnca_lens._version import __version__
-from qrnca_lens.writing import whole_file
+from qrnca_lens.writing import check_folder, whole_file
 
 FORMAT = 2
 """The format of the records that this version writes (manifest.json, header.json, study.json); 1 has no number in them."""
@@ -23,6 +27,23 @@ _WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "an obj
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message says what stands in it and what to do."""
+
+
+def run_place(folder: str | os.PathLike[str]) -> Path:
+    """The path of a run's folder. RunError, with nothing left behind, where none can be made (`writing.check_folder`)."""
+    path = Path(folder)
+    with usable():
+        check_folder(path)
+    return path
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Say as a RunError what makes a file or folder of a run unusable."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise RunError(f"{error}" if error.args[1:] == () else f"{error}; choose another folder") from None
 
 
 def write_text(text: str, path: Path) -> None:
@@ -116,6 +137,24 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             found = ", ".join(map(str, table.columns)) or "no columns"
             raise RunError(f"{path}: column {name!r} is missing (it has {found}); start again in another folder")
     return table
+
+
+def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, below: int | float = math.inf) -> None:
+    """Whether a column read from `path` holds texts (str), whole numbers from 0 (int) or finite numbers (float).
+
+    Numbers must be under `below`. RunError that names file, column and the first value that does not fit.
+    """
+    column = table[name]
+    if kind is str:
+        fits = column.map(lambda value: isinstance(value, str))
+    elif column.dtype.kind in ("iu" if kind is int else "iuf"):
+        fits = column.notna() & np.isfinite(column) & (column < below) & ((column >= 0) | (kind is float))
+    else:
+        fits = column.map(lambda _: False)
+    if not fits.all():
+        wanted = {str: "a text", int: f"a whole number from 0, below {below:g}", float: "a finite number"}[kind]
+        found = column[~fits].tolist()[0]
+        raise RunError(f"{path}: column {name!r}: expected {wanted}, found {found!r}; it is damaged, start again elsewhere")
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ terminal would obey is shown as an escape.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -50,9 +51,17 @@ class _PlainFormatter(logging.Formatter):
         return visible_lines(super().format(record))
 
 
+class _Stderr(logging.StreamHandler):
+    """To the stderr of the moment: a program may have put another in place of the first, and closed that."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def plain_log() -> None:
     """Send warnings, those of the module `warnings` too, to stderr as text."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)

@@ -12,6 +12,11 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
+
+class WrongKindError(TypeError):
+    """What a user gave is of another kind than is needed; the message names both. Any other TypeError is a fault of code."""
+
+
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy's and scikit-learn's older generators take."""
 
@@ -24,7 +29,7 @@ def whole_number(name: str, value: Any, *, at_least: int | None = None, at_most:
     except TypeError:
         found = None
     if found is None:
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
+        raise WrongKindError(f"{name} must be a whole number, not {value!r}")
     if at_least is not None and at_most is not None and not at_least <= found <= at_most:
         raise ValueError(f"{name} must lie in {at_least} to {at_most}, not {found}")
     if at_least is not None and found < at_least:
@@ -38,7 +43,7 @@ def number(name: str, value: Any) -> float:
     """`value` as a finite float. TypeError for what is no real number (True, "2" and 2j too), ValueError for NaN and inf."""
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise WrongKindError(f"{name} must be a number, not {value!r}")
     try:
         found = float(plain)
     except OverflowError:
@@ -64,7 +69,7 @@ def yes_or_no(name: str, value: Any) -> bool:
 def listed(name: str, values: Iterable[str]) -> tuple[str, ...]:
     """Several texts as a tuple. TypeError for a single one, whose characters would be taken for the texts."""
     if isinstance(values, str):
-        raise TypeError(f"{name} is a list of texts; give [{values!r}]")
+        raise WrongKindError(f"{name} is a list of texts; give [{values!r}]")
     return tuple(values)
 
 

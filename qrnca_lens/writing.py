@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -43,11 +43,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `path` when the block ends well.
 
-    FileExistsError if `path` is there and not empty, or a link; OSError for a name that is too long.
+    FileExistsError if `path` is there and not empty, or a link; else what `check_folder` raises.
     """
     _check_name(path)
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise FileExistsError(f"{path} is there already; choose another folder")
+    check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _beside(path)
     made.mkdir()
@@ -68,15 +69,19 @@ def check_target(path: Path) -> None:
     long and for a place where nothing can be written.
     """
     _check_file(path)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {folder} is a file, not a folder")
-    probe = _beside(folder / path.name)
-    try:
-        os.close(os.open(probe, _NEW, 0o666))
-    except OSError as error:
-        raise type(error)(f"{path} cannot be written: {folder}: {error.strerror}; choose another place") from None
-    probe.unlink()
+    _probe(path, path.absolute().parents)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that could not be made, before the work whose results it is to hold. Leaves nothing behind.
+
+    One that is there passes, also where nothing can be written into it: it may hold all that is asked for.
+    Raises NotADirectoryError for a file, or one on the way there, and for a link that leads nowhere, ValueError for a
+    character of code 0, OSError for a name that is too long and for a place where nothing can be made.
+    """
+    _check_name(path)
+    if not path.is_dir():
+        _probe(path, (path.absolute(), *path.absolute().parents))
 
 
 def plain_name(name: str) -> str:
@@ -87,9 +92,10 @@ def plain_name(name: str) -> str:
 
 
 def own_folder(path: Path) -> Path:
-    """Make the folder if it is not there. FileExistsError for a link, which would lead elsewhere."""
-    if path.is_symlink():
-        raise FileExistsError(f"{path} is a link; remove it, or choose another folder")
+    """Make the folder if it is not there. FileExistsError for a link, which would lead elsewhere, and for a file."""
+    if path.is_symlink() or path.is_file():
+        kind = "link" if path.is_symlink() else "file"
+        raise FileExistsError(f"{path} is a {kind}; remove it, or choose another folder")
     path.mkdir(exist_ok=True)
     return path
 
@@ -106,6 +112,20 @@ def _check_name(path: Path) -> None:
     for part in path.parts:
         if len(os.fsencode(part)) > _LONGEST:
             raise OSError(f"{part[:20]}…: a name of {len(os.fsencode(part))} bytes; at most {_LONGEST} are possible")
+
+
+def _probe(path: Path, way: Iterable[Path]) -> None:
+    """Make a file, and remove it, in the first place of the way that is there: `path` or what is above it."""
+    folder = next(place for place in way if place.is_symlink() or place.exists())
+    if not folder.is_dir():
+        kind = "a file, not a folder" if folder.exists() else "a link that leads nowhere"
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is {kind}; choose another place")
+    probe = _beside(folder / "probe")
+    try:
+        os.close(os.open(probe, _NEW, 0o666))
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {folder}: {error.strerror}; choose another place") from None
+    probe.unlink()
 
 
 def _beside(path: Path) -> Path:

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.browser
 ALL_LIVE = "document.querySelector('[data-mounted]') && !document.querySelector('[data-component]:not([data-mounted])')"
 ICON = "<link rel='icon' href='data:,'>"
 BAD = "</script><img src=x onerror=window.hacked=1><a href=javascript:hacked=1>x</a>%{meta} $x$ </extra>"
+ODD = "\x1b[31m \u202e red"
+OVERDRAWN = "[...document.querySelectorAll('td, th')].filter(c => c.scrollWidth > c.clientWidth + 2).map(c => c.textContent)"
 HOSTILE = "</script><img src=http://example.invalid/x onerror=window.hacked=1> <b>"
 
 
@@ -163,9 +165,12 @@ def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Pat
     watched.check()
 
 
-@pytest.mark.parametrize("text", [BAD, "w" * 600], ids=["hostile", "long"])
-def test_no_name_runs_links_or_widens_a_page(watched: Watched, text: str, model_of: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [BAD, "w" * 600, ODD], ids=["hostile", "long", "odd"])
+def test_no_name_runs_links_or_widens_a_page(
+    watched: Watched, text: str, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model, groups, ids, questions and options of that name: the explorer, a report of every figure, outputs."""
+    monkeypatch.setattr("qrnca_lens.explore.html._SENT", set())
     model = model_of("llama")
     located = locate(model, hostile_queries(text, "Which?"), QRNCAConfig(steps=2), progress=False)
     located = replace(located, model=replace(located.model, name=text))
@@ -185,6 +190,9 @@ def test_no_name_runs_links_or_widens_a_page(watched: Watched, text: str, model_
         page.wait_for_selector(ready, state="attached")
         page.wait_for_timeout(500)
         assert page.evaluate("window.hacked") is None
+        assert page.evaluate(OVERDRAWN) == [], f"{name}: a text is drawn over other cells"
+        told = page.locator("option").all_inner_texts() + page.locator("td, th").all_inner_texts()
+        assert not {"\x1b", "\u202e"} & set("".join(told))
         assert page.locator("[href]:not(link), marquee, img, iframe").count() == 0, f"{name}: a text became a tag"
         watched.check()
     page = watched.open(tmp_path / "report.html")

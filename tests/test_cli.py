@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from rich.progress import Progress
 from runs import LONG
 from typer.testing import CliRunner
@@ -25,6 +26,7 @@ from qrnca_lens.pipeline import progress_bar
 from qrnca_lens.prediction import COLUMNS
 from qrnca_lens.study.reproduce import Sample
 from qrnca_lens.terminal import Description, _PlainFormatter, say, say_table
+from qrnca_lens.values import WrongKindError
 
 run = CliRunner().invoke
 
@@ -224,6 +226,8 @@ def test_usage_errors_obey_no_escape(arguments: list[str]) -> None:
         (["card", "--out", "x" * 256], "a name of 256 bytes"),
         (["card", "--out", "."], "is a folder; give the name of a file"),
         (["queries", "build", "mmlu", "--from", "hub", "--out", "/proc/x"], "/proc/x cannot be written"),
+        (["locate", "--queries", "atlas/domains", "--out", "/dev/null/x"], "/dev/null is a file, not a folder"),
+        (["reproduce", "--out", "/proc/x"], "/proc/x cannot be written"),
         (["attribute", "--prompt", "a", "--target", "b", "--top", "0"], "'--top'"),
         (["locate", "--queries", "atlas/domains", "--out", "run", "--seed", "-1"], "'--seed'"),
         (
@@ -240,6 +244,49 @@ def test_what_cannot_be_is_refused_before_the_work(
     done = run(app, arguments, env={"COLUMNS": "200"})
     assert done.exit_code in (1, 2) and message in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (EOFError(), "Error: a file or an input ends too early; make or download it again\n"),
+        (EOFError("Ran out of input"), "Error: a file or an input ends too early (Ran out of input); make"),
+        (MemoryError(), "Error: not enough memory; take fewer"),
+        (MemoryError("Unable to allocate 9 PiB"), "Error: not enough memory (Unable to allocate 9 PiB); take fewer"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory.\nmore"), "Error: not enough memory (CUDA out of memory.); take"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: x"), "Error: not enough memory (DefaultCPU"),
+        (WrongKindError("top must be a whole number, not 'x'"), "Error: top must be a whole number, not 'x'\n"),
+    ],
+)
+def test_errors_of_the_machine_and_of_a_users_values_are_one_line(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qrnca_lens.models.load_model", fail)
+    done = run(app, ["attribute", "--prompt", "a", "--target", "b"])
+    assert done.exit_code == 1 and words in done.output and done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [TypeError("'NoneType' object is not iterable"), RuntimeError("x"), RecursionError()])
+def test_faults_of_the_program_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qrnca_lens.models.load_model", fail)
+    assert run(app, ["attribute", "--prompt", "a", "--target", "b"]).exception is error
+
+
+def test_the_log_goes_to_the_stderr_of_the_moment() -> None:
+    code = (
+        "import io, sys, warnings, qrnca_lens.terminal as t\n"
+        "real, sys.stderr = sys.stderr, io.StringIO()\n"
+        "t.plain_log(); sys.stderr.close(); sys.stderr = real\n"
+        "t.plain_log(); warnings.warn('second')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "WARNING: " in done.stderr and "second" in done.stderr and "Logging error" not in done.stderr
 
 
 def test_a_progress_bar_and_the_log_show_text_as_text() -> None:

@@ -24,6 +24,7 @@ from qrnca_lens.data import QuerySet, save_queries
 from qrnca_lens.models import option_tokens
 from qrnca_lens.pipeline import locate
 from qrnca_lens.store import RunError, write_table
+from qrnca_lens.study import Subject, reproduce
 
 
 def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path) -> None:
@@ -294,12 +295,121 @@ def test_another_run_is_refused_with_the_difference(
         locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "other", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("x" * 256, "a name of 256 bytes; at most 255"),
+        (f"{'é' * 128}/run", "a name of 256 bytes"),
+        ("a\0b", "a character of code 0"),
+        ("file", "file is a file, not a folder; choose another place"),
+        ("file/run", "file is a file, not a folder; choose another place"),
+        ("nowhere", "nowhere is a link that leads nowhere; choose another place"),
+        ("/dev/null", "/dev/null is a file"),
+        ("/dev/null/run", "/dev/null is a file"),
+        ("/proc/run", "/proc/run cannot be written: /proc: .*; choose another place"),
+        ("d/" * 3000, "too long.*; choose another folder"),
+    ],
+)
+def test_a_place_where_no_folder_can_be_is_refused_before_any_prompt(
+    place: str, words: str, model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(pipeline, "option_tokens", None)
+    with pytest.raises(RunError, match=words):
+        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / place, progress=False)
+    with pytest.raises(RunError, match=words):
+        reproduce(model_of("llama"), [Subject("a", short_queries, (short_queries,))], tmp_path / place, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "nowhere"}
+
+
+def test_a_link_in_a_run_folder_leads_nowhere(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run, victim = model_of("llama"), tmp_path / "run", tmp_path / "victim"
+    victim.mkdir()
+    with monkeypatch.context() as patched:
+        failing(patched, short_queries["q8"].prompts[0].text, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate(model, short_queries, CONFIG, out=run, progress=False)
+    (run / "parts").rename(tmp_path / "kept")
+    (run / "parts").symlink_to(victim)
+    before = (run / "manifest.json").read_text()
+    monkeypatch.setattr(pipeline, "attribute", None)
+    with pytest.raises(RunError, match="parts is a link; remove it, or choose another folder"):
+        locate(model, QuerySet(short_queries.queries[:9]), CONFIG, out=run, progress=False)
+    (run / "parts").unlink()
+    (run / "parts").write_text("mine")
+    with pytest.raises(RunError, match="parts is a file; remove it, or choose another folder"):
+        locate(model, short_queries, CONFIG, out=run, progress=False)
+    assert (run / "manifest.json").read_text() == before
+    assert not list(victim.iterdir())
+
+
+def test_other_prompts_than_the_header_names_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
+    located, asked = run[1], tmp_path / "run" / "asked.json"
+    located.save(tmp_path / "run")
+    assert len(QRNeurons.load(tmp_path / "run").queries) == 12
+    record = json.loads(asked.read_text())
+    record["queries"][0]["prompts"][0]["text"] += " changed"
+    asked.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"asked\.json: its prompts are not those of queries\.sha256 in header\.json"):
+        QRNeurons.load(tmp_path / "run")
+    part = located.restrict(["q0", "q1", "q2", "q3", "q4", "q5"])
+    part.save(tmp_path / "part")
+    assert len(QRNeurons.load(tmp_path / "part").queries) == 6
+
+
+def test_a_damaged_part_is_named(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        failing(patched, short_queries["q8"].prompts[0].text, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    part = tmp_path / "parts" / "clusters-00000.parquet"
+    write_table(pd.read_parquet(part).assign(layer=99), part)
+    with pytest.raises(RunError, match=r"clusters-00000\.parquet: column 'layer'.* found 99"):
+        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+
+
 def test_tables_that_do_not_fit_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
     located = run[1]
     located.save(tmp_path / "run")
     write_table(located.queries.drop(columns="gap"), tmp_path / "run" / "queries.parquet")
     with pytest.raises(RunError, match=r"queries\.parquet: column 'gap' is missing"):
         QRNeurons.load(tmp_path / "run")
+    path = tmp_path / "run"
+    for name, table, change, words in (
+        ("queries", located.queries, {"query": "q0"}, "column 'query': 'q0' stands there twice"),
+        ("queries", located.queries, {"query": list(range(12))}, "column 'query': expected a text, found 0"),
+        ("queries", located.queries, {"prompts": -1}, "column 'prompts': expected a whole number from 0"),
+        ("queries", located.queries, {"gap": "wide"}, "column 'gap': expected a finite number, found 'wide'"),
+        (
+            "clusters",
+            located.clusters,
+            {"attribution": float("nan")},
+            "column 'attribution': expected a finite number, found nan",
+        ),
+        ("clusters", located.clusters, {"layer": -1}, "column 'layer': expected a whole number from 0, below .*, found -1"),
+        ("clusters", located.clusters, {"layer": located.model.n_layers}, "column 'layer': expected a whole number"),
+        ("clusters", located.clusters, {"neuron": located.model.d_mlp}, "column 'neuron': expected a whole number"),
+        ("clusters", located.clusters, {"neuron": "3"}, "column 'neuron': expected a whole number .*, found '3'"),
+        ("clusters", located.clusters, {"neuron": 0.5}, "column 'neuron': expected a whole number"),
+        (
+            "clusters",
+            located.clusters,
+            {"layer": 0, "neuron": 0},
+            "column 'query', 'layer', 'neuron': .* stands there twice",
+        ),
+        ("clusters", located.clusters, {"group": None}, "column 'group': expected a text, found None"),
+    ):
+        located.clusters.pipe(write_table, path / "clusters.parquet")
+        write_table(located.queries, path / "queries.parquet")
+        write_table(table.assign(**change), path / f"{name}.parquet")
+        with pytest.raises(RunError, match=rf"{name}\.parquet: {words}"):
+            QRNeurons.load(path)
+    write_table(located.clusters, path / "clusters.parquet")
     write_table(located.queries.iloc[1:], tmp_path / "run" / "queries.parquet")
     with pytest.raises(RunError, match="name different queries"):
         QRNeurons.load(tmp_path / "run")

@@ -159,3 +159,14 @@ def test_a_table_escapes_cells_and_heads_but_raw_ones() -> None:
     shown = table(frame, raw=["raw"])
     assert shown.count("<b>") == 1 and "<th>&lt;i&gt;</th>" in shown
     assert "<td>0.1235</td>" in shown and shown.count("<td></td>") == 3
+
+
+def test_titles_beside_one_another_are_short_and_whole_in_the_hover(run: tuple[Any, QRNeurons]) -> None:
+    located = run[1]
+    long = located.queries.assign(group=located.queries["group"] + "w" * 60)
+    clusters = located.clusters.assign(group=located.clusters["group"] + "w" * 60)
+    several = plots.heatmap(replace(located, queries=long, clusters=clusters))
+    alone = plots.heatmap(replace(located, queries=long, clusters=clusters), [long["group"][0]])
+    assert {len(note.text) for note in several.layout.annotations} == {24}
+    assert {len(note.text) for note in alone.layout.annotations} == {40}
+    assert several.data[0].meta == long["group"][0]

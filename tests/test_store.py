@@ -23,7 +23,7 @@ from qrnca_lens.store import (
     write_text,
 )
 from qrnca_lens.study import Subject
-from qrnca_lens.writing import check_target, own_folder, plain_name, whole_file, whole_folder
+from qrnca_lens.writing import check_folder, check_target, own_folder, plain_name, whole_file, whole_folder
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -144,6 +144,9 @@ def test_a_folder_does_not_take_the_place_of_a_link(tmp_path: Path, target: str)
         raise AssertionError("the block runs")
     with pytest.raises(FileExistsError, match="run is a link; remove it"):
         own_folder(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="file is a file; remove it"):
+        own_folder(tmp_path / "file")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -176,6 +179,24 @@ def test_places_where_nothing_can_be_written_are_refused_before_the_work(tmp_pat
         write_text("x", long)
     with pytest.raises(OSError, match="a name of 256 bytes"), whole_folder(tmp_path / ("x" * 256)):
         raise AssertionError("the block runs")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for path, kind, words in (
+        (tmp_path / "file", NotADirectoryError, "file is a file, not a folder; choose another"),
+        (tmp_path / "file" / "run", NotADirectoryError, "run cannot be written: .*file is a file"),
+        (tmp_path / "nowhere", NotADirectoryError, "nowhere is a link that leads nowhere"),
+        (tmp_path / "nowhere" / "run", NotADirectoryError, "nowhere is a link that leads nowhere"),
+        (long, OSError, "a name of 261 bytes"),
+        (tmp_path / "a\0b", ValueError, "a character of code 0"),
+        (Path("/dev/null"), NotADirectoryError, "/dev/null is a file"),
+        (Path("/proc/run"), OSError, "cannot be written: /proc: .*choose another place"),
+    ):
+        with pytest.raises(kind, match=words):
+            check_folder(path)
+        with pytest.raises((OSError, ValueError)), whole_folder(path):
+            raise AssertionError("the block runs")
+    (tmp_path / "nowhere").unlink()
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "deep" / ("é" * 127))
     check_target(tmp_path / "new" / "deep" / ("é" * 127))
     write_text("x", tmp_path / ("é" * 127))
     assert {path.name for path in tmp_path.iterdir()} == {"file", "é" * 127}

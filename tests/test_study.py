@@ -300,6 +300,25 @@ def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
         run()
 
 
+@pytest.mark.parametrize("planted", ["short", "short/located"])
+def test_a_link_in_a_study_leads_nowhere(
+    planted: str, model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, subjects = model_of("llama"), [Subject("short", short_queries, (short_queries,))]
+    study, victim = tmp_path / "study", tmp_path / "victim"
+    victim.mkdir()
+    with monkeypatch.context() as patched:
+        failing(patched, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(model, subjects, study, config=CONFIG, sample=SMALL, progress=False)
+    (study / planted).rename(tmp_path / "kept")
+    (study / planted).symlink_to(victim)
+    monkeypatch.setattr(pipeline, "attribute", None)
+    with pytest.raises(RunError, match=f"{planted} is a link; remove it, or choose another folder"):
+        reproduce(model, subjects, study, config=CONFIG, sample=SMALL, progress=False)
+    assert not list(victim.iterdir())
+
+
 def test_subjects(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
     domains = subject("domains", per_group=3)
     assert (domains.name, len(domains.queries), len(domains.renderings)) == ("domains", 18, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.shown import notebook
 from qrnca_lens.store import (
     RunError,
+    check_column,
     field_of,
     read_json,
     read_record,
@@ -183,16 +185,15 @@ class QRNeurons:
         file = path / "header.json"
         header = read_record(file)
         failed = field_of(tuple[Failure, ...], header, "failed", file) if header["format"] > 1 else ()
-        clusters = read_table(path / "clusters.parquet", TABLE_COLUMNS)
-        queries = read_table(path / "queries.parquet", QUERY_COLUMNS)
+        config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
+        clusters, queries = read_clusters(path / "clusters.parquet", model), read_queries(path / "queries.parquet")
         asked = value_of(QuerySet, read_json(path / "asked.json"), str(path / "asked.json"))
         there = set(queries["query"])
         if not there.issuperset(clusters["query"]) or (len(asked) and there != {query.id for query in asked}):
             raise RunError(f"{path}: its tables and asked.json name different queries; it is damaged, start again elsewhere")
-        config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
-        return cls(
-            clusters, queries, config, model, field_of(dict[str, Any], header, "about", file), asked, failed_table(failed)
-        )
+        about = field_of(dict[str, Any], header, "about", file)
+        _check_asked(asked, about, path / "asked.json")
+        return cls(clusters, queries, config, model, about, asked, failed_table(failed))
 
     def restrict(self, queries: Iterable[str]) -> QRNeurons:
         """The same result for some of its queries alone: ica and common neurons are those among them.
@@ -226,6 +227,43 @@ class QRNeurons:
     def _repr_html_(self) -> str:
         by_group = self.per_query().groupby("group", sort=False, as_index=False)
         return notebook(repr(self), by_group.agg(queries=("query", "size"), qr=("qr", "mean")), self.top(10))
+
+
+def read_clusters(path: Path, model: ModelShape) -> pd.DataFrame:
+    """A table like `QRNeurons.clusters`. RunError for what cannot be one, with file and column."""
+    table = read_table(path, TABLE_COLUMNS)
+    for name, size in (("layer", model.n_layers), ("neuron", model.d_mlp), ("templates", math.inf)):
+        check_column(table, name, int, path, below=size)
+    for name, kind in (("query", str), ("group", str), ("attribution", float)):
+        check_column(table, name, kind, path)
+    _check_once(table, ["query", "layer", "neuron"], path)
+    return table
+
+
+def read_queries(path: Path) -> pd.DataFrame:
+    """A table like `QRNeurons.queries`. RunError for what cannot be one, with file and column."""
+    table = read_table(path, QUERY_COLUMNS)
+    for name, kind in (("query", str), ("group", str), ("prompts", int), ("probability", float), ("gap", float)):
+        check_column(table, name, kind, path)
+    _check_once(table, ["query"], path)
+    return table
+
+
+def _check_once(table: pd.DataFrame, names: list[str], path: Path) -> None:
+    twice = table[table.duplicated(names)]
+    if len(twice):
+        found = ", ".join(map(repr, twice[names].iloc[0].tolist()))
+        where = ", ".join(map(repr, names))
+        raise RunError(f"{path}: column {where}: {found} stands there twice; it is damaged, start again elsewhere")
+
+
+def _check_asked(asked: QuerySet, about: dict[str, Any], path: Path) -> None:
+    """RunError for other prompts than the header names. Where some are left out (failed, restricted) nobody can tell."""
+    told = about.get("queries")
+    if isinstance(told, dict) and told.get("count") == len(asked) and told.get("sha256") != asked.fingerprint:
+        raise RunError(
+            f"{path}: its prompts are not those of queries.sha256 in header.json; it is damaged, start again elsewhere"
+        )
 
 
 def _neurons(rows: pd.DataFrame) -> NeuronSet:

@@ -82,8 +82,8 @@ function mount(root, store) {
 
   function controls() {
     const now = selected();
-    options("group", [catalog.all, ...catalog.groups].map((group) => [group, group]), now.group);
-    options("query", queriesOf(now.group).map((query) => [query.id, `${query.id}: ${query.question}`]), now.query);
+    options("group", [[catalog.all, catalog.all], ...catalog.groups.map((group, i) => [group, catalog.groupLabels[i]])], now.group);
+    options("query", queriesOf(now.group).map((query) => [query.id, query.label]), now.query);
     const neurons = queryOf(now.query).neurons.map((neuron) => [label(neuron), `${label(neuron)}  (naica ${neuron[2].toPrecision(3)})`]);
     const chosen = now.layer === null ? "none" : label([now.layer, now.neuron]);
     if (!neurons.some(([value]) => value === chosen)) neurons.unshift([chosen, now.layer === null ? "none" : `${chosen}  (no QR neuron of this query)`]);

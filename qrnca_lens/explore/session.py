@@ -19,6 +19,7 @@ from qrnca_lens.localization import group_heatmap
 from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.models.letters import letters_and_activations
 from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.shown import visible
 from qrnca_lens.values import number
 
 SELECTION = ("group", "query", "layer", "neuron", "scope", "factor")
@@ -42,7 +43,7 @@ class Session:
         self._queries: dict[str, tuple[QueryView, str]] = {}
 
     def catalog(self, *, top: int | None = None, per_group: int | None = None) -> dict[str, Any]:
-        """Groups, queries with their neurons and naica, a map a group, the slider's factors.
+        """Groups, queries with their neurons and naica, a map a group, the slider's factors; labels are to be shown.
 
         `top` and `per_group` keep the strongest neurons of a query and the first queries of a group that have any; then
         the neurons that are not kept cannot be asked for.
@@ -57,11 +58,14 @@ class Session:
             question = query.question or query.prompts[0].text
             short = question if len(question) <= _QUESTION else f"{question[:_QUESTION]}…"
             neurons = [[int(layer), int(index), float(naica)] for layer, index, naica in found]
-            queries.append({"id": query.id, "group": query.group, "question": short, "neurons": neurons})
+            queries.append(
+                {"id": query.id, "group": query.group, "label": visible(f"{query.id}: {short}"), "neurons": neurons}
+            )
         groups = [group for group in self.located.groups if shown[group]]
         return {
             "all": ALL_GROUPS,
             "groups": groups,
+            "groupLabels": [visible(group) for group in groups],
             "queries": queries,
             "maps": {name: self._map(None if name == ALL_GROUPS else name) for name in (ALL_GROUPS, *groups)},
             "factors": list(FACTORS),

@@ -25,9 +25,20 @@ from qrnca_lens.neurons import NeuronSet
 from qrnca_lens.pipeline import locate, progress_bar
 from qrnca_lens.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.prediction import predict_from_neurons
-from qrnca_lens.store import RunError, differences, field_of, read_record, read_table, write_record, write_table
+from qrnca_lens.store import (
+    RunError,
+    differences,
+    field_of,
+    read_record,
+    read_table,
+    run_place,
+    usable,
+    write_record,
+    write_table,
+)
 from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable
 from qrnca_lens.values import seed_number, whole_number
+from qrnca_lens.writing import check_target, own_folder
 
 _TOKEN_COLUMNS = [*PROJECTION_COLUMNS, "kind"]
 
@@ -85,12 +96,13 @@ def reproduce(
 
     Queries that fail (see `locate`) are left out of every table and stand in `failed` of the results. Tables whose methods
     are not those that are registered now are made anew. Raises ValueError, before anything is computed, for subjects that
-    cannot be measured (`check_subjects`); RunError for a folder that holds another study.
+    cannot be measured (`check_subjects`); RunError for a folder that holds another study, or cannot be made or written into.
     """
+    folder = run_place(out)
     check_hooked(model)
     seed = seed_number(seed)
     config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
-    sample, folder = sample or Sample(), Path(out)
+    sample = sample or Sample()
     check_subjects(model, subjects, config, seed)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
@@ -100,6 +112,9 @@ def reproduce(
         "seed": seed,
     }
     _claim(folder, about, check_site(model, None))
+    with usable():
+        for item in subjects:
+            own_folder(own_folder(folder / item.name) / "located")
     began, results = time.monotonic(), {}
     with progress_bar(progress) as bar:
         task = bar.add_task("reproducing", total=7 * len(subjects))
@@ -124,6 +139,8 @@ class _Steps:
         path = self.folder / f"{name}.parquet"
         kept = read_table(path) if path.is_file() else None
         if kept is None or not _serves(kept, columns, methods):
+            with usable():
+                check_target(path)
             write_table(make(), path)
             kept = read_table(path)
         self.done(f"{self.folder.name}: {name}")
@@ -203,9 +220,7 @@ def _claim(folder: Path, about: dict[str, Any], default_site: str) -> None:
             raise RunError(f"{folder} holds another study; choose another folder. What differs:\n  " + "\n  ".join(changed))
         return
     # a process that is killed while it writes the record leaves a hidden part of it
-    if folder.is_file() or (
-        folder.is_dir() and any(not there.name.startswith(".study.json.") for there in folder.iterdir())
-    ):
+    if folder.is_dir() and any(not there.name.startswith(".study.json.") for there in folder.iterdir()):
         raise RunError(f"{folder} holds other files; choose an empty folder for the study")
     folder.mkdir(parents=True, exist_ok=True)
     write_record(about, path)
