@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -196,3 +197,10 @@ def test_regions_follow_the_tokens_that_are_read(model_of: Any) -> None:
     text = [model.tokenizer.decode([i]) for i in to_tokens(model, prompt.text).tolist()]
     for name, part in (("question", "Why?"), ("option B", "two")):
         assert "".join(t for t, r in zip(text, there, strict=True) if r == name).strip() == part
+
+
+def test_several_neurons_of_one_layer_write_what_each_writes_alone(model_of: Any, located_of: Any) -> None:
+    model, located, several = model_of("gemma"), located_of("gemma"), NeuronSet.of((1, 2), (1, 9), (2, 4), (2, 5))
+    together = circuit(model, located, "q0", several).writes
+    alone = pd.concat([circuit(model, located, "q0", one).writes for one in several], ignore_index=True)
+    pd.testing.assert_frame_equal(together, alone, rtol=1e-4, atol=1e-6)

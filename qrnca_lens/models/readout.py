@@ -138,7 +138,11 @@ def logits_of(model: HookedModel, resid: Vectors) -> Float[torch.Tensor, "row to
 
 @torch.no_grad()
 def linear_logits(
-    model: HookedModel, resid: Vectors, tokens: slice | Sequence[int], *, held_at: Vectors | None = None
+    model: HookedModel,
+    resid: Vectors,
+    tokens: slice | Sequence[int],
+    *,
+    held_at: Float[torch.Tensor, "1 d_model"] | None = None,
 ) -> Float[torch.Tensor, "row token"]:
     """What residual-stream vectors add to the logits of `tokens`, before a soft cap and without the biases.
 
