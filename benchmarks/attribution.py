@@ -21,9 +21,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import PathTask, gradients_for_leaves_only, probability_of
-from qrnca_lens.attribution.quadrature import quadrature
+from qrnca_lens.core.rules import quadrature
+from qrnca_lens.engine.integral import integrate_by_shared_prefix
+from qrnca_lens.engine.path import PathTask, gradients_for_leaves_only, probability_of
 from qrnca_lens.models import load_model
 
 BATCH = 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from qrnca_lens.explore.components import library
+from qrnca_lens.views.components import library
 
 
 def execute(path: Path) -> None:

@@ -8,68 +8,68 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qrnca_lens._version import __version__
-from qrnca_lens.packages import load
+from qrnca_lens.core.packages import load
 
 if TYPE_CHECKING:
-    from qrnca_lens import plots
     from qrnca_lens.attribution import Attribution, attribute
+    from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
     from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
+    from qrnca_lens.core.neurons import Neuron, NeuronSet
+    from qrnca_lens.core.store import RunError
     from qrnca_lens.data import DataError, QuerySet, load_queries
     from qrnca_lens.editing import enhance, scale, suppress
     from qrnca_lens.editing.effects import edit_effects
     from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
-    from qrnca_lens.explore import Circuit, Explorer, NeuronCard, QueryView, circuit, neuron, show, write_explorer
-    from qrnca_lens.localization.projection import promoted_tokens
-    from qrnca_lens.methods import Evidence, find_neurons
-    from qrnca_lens.models import BusyModelError, LetterWarning, ModelError, load_model, option_tokens
-    from qrnca_lens.models.letters import answers, letter_probabilities
-    from qrnca_lens.neurons import Neuron, NeuronSet
-    from qrnca_lens.pipeline import locate
-    from qrnca_lens.prediction import predict_from_neurons
-    from qrnca_lens.store import RunError
+    from qrnca_lens.methods.registry import Evidence, find_neurons
+    from qrnca_lens.models import BusyModelError, ModelError, load_model
+    from qrnca_lens.readout.promoted import promoted_tokens
+    from qrnca_lens.runs.pipeline import locate
     from qrnca_lens.study import reproduce, subject
+    from qrnca_lens.study.prediction import predict_from_neurons
+    from qrnca_lens.views import Circuit, Explorer, NeuronCard, QueryView, circuit, neuron, show, write_explorer
+    from qrnca_lens.views.plots import figures as plots
 
 _PUBLIC = {
-    "write_explorer": "qrnca_lens.explore",
-    "show": "qrnca_lens.explore",
-    "neuron": "qrnca_lens.explore",
-    "circuit": "qrnca_lens.explore",
-    "QueryView": "qrnca_lens.explore",
-    "NeuronCard": "qrnca_lens.explore",
-    "Explorer": "qrnca_lens.explore",
-    "Circuit": "qrnca_lens.explore",
+    "write_explorer": "qrnca_lens.views",
+    "show": "qrnca_lens.views",
+    "neuron": "qrnca_lens.views",
+    "circuit": "qrnca_lens.views",
+    "QueryView": "qrnca_lens.views",
+    "NeuronCard": "qrnca_lens.views",
+    "Explorer": "qrnca_lens.views",
+    "Circuit": "qrnca_lens.views",
     "Attribution": "qrnca_lens.attribution",
     "BusyModelError": "qrnca_lens.models",
     "DataError": "qrnca_lens.data",
-    "Evidence": "qrnca_lens.methods",
-    "LetterWarning": "qrnca_lens.models",
+    "Evidence": "qrnca_lens.methods.registry",
+    "LetterWarning": "qrnca_lens.attribution.letters",
     "ModelError": "qrnca_lens.models",
-    "Neuron": "qrnca_lens.neurons",
-    "NeuronSet": "qrnca_lens.neurons",
+    "Neuron": "qrnca_lens.core.neurons",
+    "NeuronSet": "qrnca_lens.core.neurons",
     "QRNCAConfig": "qrnca_lens.clustering",
     "QRNeurons": "qrnca_lens.clustering",
     "QuerySet": "qrnca_lens.data",
-    "RunError": "qrnca_lens.store",
-    "answers": "qrnca_lens.models.letters",
+    "RunError": "qrnca_lens.core.store",
+    "answers": "qrnca_lens.attribution.letters",
     "attribute": "qrnca_lens.attribution",
     "cluster_neurons": "qrnca_lens.clustering",
     "edit_effects": "qrnca_lens.editing.effects",
     "edit_success": "qrnca_lens.editing.statistics",
     "enhance": "qrnca_lens.editing",
-    "find_neurons": "qrnca_lens.methods",
-    "letter_probabilities": "qrnca_lens.models.letters",
+    "find_neurons": "qrnca_lens.methods.registry",
+    "letter_probabilities": "qrnca_lens.attribution.letters",
     "load_model": "qrnca_lens.models",
     "load_queries": "qrnca_lens.data",
-    "locate": "qrnca_lens.pipeline",
-    "option_tokens": "qrnca_lens.models",
-    "predict_from_neurons": "qrnca_lens.prediction",
+    "locate": "qrnca_lens.runs.pipeline",
+    "option_tokens": "qrnca_lens.attribution.letters",
+    "predict_from_neurons": "qrnca_lens.study.prediction",
     "probability_change_ratio": "qrnca_lens.editing.statistics",
-    "promoted_tokens": "qrnca_lens.localization.projection",
+    "promoted_tokens": "qrnca_lens.readout.promoted",
     "reproduce": "qrnca_lens.study",
     "scale": "qrnca_lens.editing",
     "subject": "qrnca_lens.study",
     "suppress": "qrnca_lens.editing",
-    "plots": "qrnca_lens.plots",
+    "plots": "qrnca_lens.views.plots.figures",
 }
 __all__ = [
     "__version__",

@@ -13,7 +13,7 @@ from tiny import save_tiny
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.models import load_model
-from qrnca_lens.pipeline import locate
+from qrnca_lens.runs.pipeline import locate
 
 torch.set_num_threads(1)  # the models are tiny; more threads only wait for one another
 

@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 import pandas as pd
 import plotly.graph_objects as go
 
-from qrnca_lens import plots, plots_localization
 from qrnca_lens.clustering import NeuronClusters, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.localization import overlap_test
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.plots import localization as plots_localization
 
 LINK = "<a href=//h.invalid>x</a>"
 HOSTILE = f'</script><img src=x onerror=hacked()>&"<marquee>{LINK}</extra> %{{meta}} $x$ [/b] \x1b]0;x\x07'

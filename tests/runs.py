@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from qrnca_lens import pipeline
 from qrnca_lens.attribution import AttributionError
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query
+from qrnca_lens.runs import pipeline
 
 CONFIG = QRNCAConfig(steps=3)
 LONG = Query("long", "g0", (Prompt("Answer:", "A"), Prompt("word " * 200, "A")))

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM
 
+from qrnca_lens.atlas.batches import Batches, mixed_templates
+from qrnca_lens.atlas.recipe import Recipe
+from qrnca_lens.atlas.train import Trainer
 from qrnca_lens.attribution import attribute
-from qrnca_lens.card import FRESH_SEED, at_last, at_others, measure_card, zeroed
+from qrnca_lens.attribution.letters import answers, option_tokens
 from qrnca_lens.data import TEMPLATES, load_queries, load_questions
-from qrnca_lens.models import ModelError, option_tokens, to_tokens
-from qrnca_lens.models.atlas.batches import Batches, mixed_templates
-from qrnca_lens.models.atlas.recipe import Recipe
-from qrnca_lens.models.atlas.train import Trainer
-from qrnca_lens.models.letters import answers
+from qrnca_lens.models import ModelError, to_tokens
 from qrnca_lens.models.loading import ATLAS_FOLDER
+from qrnca_lens.study.card import FRESH_SEED, at_last, at_others, measure_card, zeroed
 
 TINY = Recipe(d_model=32, d_mlp=48, n_layers=4, batch=4, steps_a=6, steps_b=4, warm_up=2, checkpoint_every=2, vocab=700)
 
@@ -159,6 +159,6 @@ def test_mixed_templates_do_not_know_the_held_out_wording() -> None:
 
 def test_the_recipe_has_a_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "qrnca_lens.models.atlas.train", "--help"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "qrnca_lens.atlas.train", "--help"], check=True, capture_output=True, text=True
     )
     assert "--steps_a" in done.stdout

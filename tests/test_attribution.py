@@ -11,13 +11,14 @@ from tiny import ENGINE_FAMILIES
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
-from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute, integrated, quadrature
-from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import PathTask, probability_of
-from qrnca_lens.attribution.reference import integrate_plainly
+from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute, integrated
+from qrnca_lens.core.neurons import Neuron
+from qrnca_lens.core.rules import quadrature
 from qrnca_lens.editing import suppress
+from qrnca_lens.engine.integral import integrate_by_shared_prefix
+from qrnca_lens.engine.path import PathTask, probability_of
+from qrnca_lens.engine.plain import integrate_plainly
 from qrnca_lens.models import ModelError, load_model, sites_of, to_tokens
-from qrnca_lens.neurons import Neuron
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
 

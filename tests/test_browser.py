@@ -15,17 +15,17 @@ from browsing import Watched, letters, set_factor
 from hostile import figures_of, hostile_queries
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
+from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
-from qrnca_lens.demo import run_demo
-from qrnca_lens.explore import Explorer, circuit, neuron, show, write_explorer
-from qrnca_lens.explore.components import attention_patterns, coloured_tokens
-from qrnca_lens.explore.html import notebook_html, style
-from qrnca_lens.neurons import Neuron
-from qrnca_lens.pipeline import locate
-from qrnca_lens.report import Section, write_page
+from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study import Subject, reproduce
+from qrnca_lens.study.demo import run_demo
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduce import Sample
+from qrnca_lens.views import Explorer, circuit, neuron, show, write_explorer
+from qrnca_lens.views.components import attention_patterns, coloured_tokens
+from qrnca_lens.views.html import notebook_html, style
+from qrnca_lens.views.report import Section, write_page
 
 pytestmark = pytest.mark.browser
 ALL_LIVE = "document.querySelector('[data-mounted]') && !document.querySelector('[data-component]:not([data-mounted])')"
@@ -170,7 +170,7 @@ def test_no_name_runs_links_or_widens_a_page(
     watched: Watched, text: str, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model, groups, ids, questions and options of that name: the explorer, a report of every figure, outputs."""
-    monkeypatch.setattr("qrnca_lens.explore.html._SENT", set())
+    monkeypatch.setattr("qrnca_lens.views.html._SENT", set())
     model = model_of("llama")
     located = locate(model, hostile_queries(text, "Which?"), QRNCAConfig(steps=2), progress=False)
     located = replace(located, model=replace(located.model, name=text))
@@ -206,7 +206,7 @@ def test_no_name_runs_links_or_widens_a_page(
 
 def test_tokens_that_are_html_stay_texts(watched: Watched, tmp_path: Path, monkeypatch: Any) -> None:
     """Single tokens, which the tokenizer has not cut into harmless pieces; <s> is how Llama's texts begin."""
-    monkeypatch.setattr("qrnca_lens.explore.html._SENT", set())
+    monkeypatch.setattr("qrnca_lens.views.html._SENT", set())
     tokens = ["<s>", "<img/src='http://example.invalid/x'>", "<iframe/srcdoc='<script>parent.hacked=1</script>'>", "a&b"]
     patterns = np.tril(np.full((2, 4, 4), 0.25))
     views = coloured_tokens(tokens, np.linspace(-1, 1, 4)) + attention_patterns(tokens, patterns, ["L0H0", "L0H1"])
@@ -227,7 +227,7 @@ def test_notebook_outputs_work_on_their_own(
     watched: Watched, atlas: Any, run: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """The outputs of three cells in one page, as a notebook shows them."""
-    monkeypatch.setattr("qrnca_lens.explore.html._SENT", set())
+    monkeypatch.setattr("qrnca_lens.views.html._SENT", set())
     query = run.queries["query"][0]
     chosen = next(iter(run.for_query(query)))
     card = neuron(atlas, chosen.layer, chosen.index, located=run)

@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
+from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import LETTERS, Prompt, QuerySet, load_queries
 from qrnca_lens.editing import scale
-from qrnca_lens.explore import Explorer, circuit, write_explorer
-from qrnca_lens.explore.contributions import regions
-from qrnca_lens.models import ModelError, load_model, option_tokens, site_hook, to_tokens
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.pipeline import locate
+from qrnca_lens.models import ModelError, load_model, site_hook, to_tokens
+from qrnca_lens.readout.contributions import regions
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.views import Explorer, circuit, write_explorer
 
 FAMILIES = (
     "llama",

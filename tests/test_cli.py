@@ -18,22 +18,21 @@ from rich.progress import Progress
 from runs import LONG
 from typer.testing import CliRunner
 
-from qrnca_lens.cli import app
+from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.terminal import Description, _PlainFormatter, progress_bar, say, say_table
+from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.data import Prompt, Query, QuerySet, Question, load_questions, save_queries
-from qrnca_lens.data.sources import save_questions
-from qrnca_lens.pipeline import progress_bar
-from qrnca_lens.prediction import COLUMNS
+from qrnca_lens.data.readers.sources import save_questions
+from qrnca_lens.study.prediction import COLUMNS
 from qrnca_lens.study.reproduce import Sample
-from qrnca_lens.terminal import Description, _PlainFormatter, say, say_table
-from qrnca_lens.values import WrongKindError
 
 run = CliRunner().invoke
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from qrnca_lens.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from qrnca_lens.cli.app import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "heavy = {'torch', 'transformers', 'transformer_lens', 'plotly', 'pandas', 'circuitsvis'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -169,7 +168,9 @@ def test_every_command_shows_text_as_text(odd: Path, monkeypatch: pytest.MonkeyP
     check_plain(done, f"g {SHOWN}", f"prompts to {place}/made.jsonl")
     done = run(app, ["queries", "show", str(odd / "made.jsonl")], env=wide)
     check_plain(done, f"q {SHOWN}, group g {SHOWN}", f"What is {SHOWN}?")
-    monkeypatch.setattr("qrnca_lens.card.measure_card", lambda *_, **__: SimpleNamespace(to_markdown=lambda: f"# {ODD}\n"))
+    monkeypatch.setattr(
+        "qrnca_lens.study.card.measure_card", lambda *_, **__: SimpleNamespace(to_markdown=lambda: f"# {ODD}\n")
+    )
     done = run(app, ["card", str(odd / f"model {NAME}"), "--out", str(odd / "new" / "card.md")], env=wide)
     check_plain(done, f"# {SHOWN}\n")
     assert (odd / "new" / "card.md").read_text("utf-8") == f"# {ODD}\n"
@@ -280,7 +281,7 @@ def test_faults_of_the_program_keep_their_traceback(error: Exception, monkeypatc
 
 def test_the_log_goes_to_the_stderr_of_the_moment() -> None:
     code = (
-        "import io, sys, warnings, qrnca_lens.terminal as t\n"
+        "import io, sys, warnings, qrnca_lens.core.terminal as t\n"
         "real, sys.stderr = sys.stderr, io.StringIO()\n"
         "t.plain_log(); sys.stderr.close(); sys.stderr = real\n"
         "t.plain_log(); warnings.warn('second')\n"
@@ -320,7 +321,7 @@ def test_a_narrow_or_ascii_terminal_loses_nothing(
         ("anywidget", "ql.show, ql.neuron, ql.circuit, ql.write_explorer; ql.Explorer", "the package 'anywidget'"),
         ("sklearn", "ql.QRNeurons", "the package 'scikit-learn' is not installed; pip install scikit-learn"),
         ("plotly", "ql.plots", "the package 'plotly' is not installed; pip install plotly"),
-        ("circuitsvis", "ql.show; from qrnca_lens.explore.components import library; library()", "pip install circuitsvis"),
+        ("circuitsvis", "ql.show; from qrnca_lens.views.components import library; library()", "pip install circuitsvis"),
     ],
 )
 def test_a_missing_package_is_told_with_the_way_to_install_it(package: str, code: str, message: str) -> None:
@@ -331,6 +332,6 @@ def test_a_missing_package_is_told_with_the_way_to_install_it(package: str, code
 
 
 def test_a_command_without_its_package_ends_in_one_line() -> None:
-    script = "import sys; sys.modules['plotly'] = None; from qrnca_lens.cli import app; app(['demo'])"
+    script = "import sys; sys.modules['plotly'] = None; from qrnca_lens.cli.app import app; app(['demo'])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "Error: the package 'plotly' is not installed; pip install plotly\n")

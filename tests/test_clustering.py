@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.store import RunError
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.store import RunError
 
 SCORES = {
     "q1": [[[10, 2, 4], [0, 1, 6]]],  # 2 is exactly 0.2 * 10: not above the threshold

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qrnca_lens.attribution.letters import answers, letter_probabilities
 from qrnca_lens.data import (
     LETTERS,
     TEMPLATES,
@@ -31,8 +32,7 @@ from qrnca_lens.data.multi_choice import DistractorPool
 from qrnca_lens.data.texts import has_line_break, labelled_options, normalise
 from qrnca_lens.editing.collateral import other_queries
 from qrnca_lens.editing.effects import edit_effects
-from qrnca_lens.models.letters import answers, letter_probabilities
-from qrnca_lens.pipeline import locate
+from qrnca_lens.runs.pipeline import locate
 
 ROW = {"id": "a", "group": "g", "question": "Why?", "answer": "yes", "distractors": ["no", "maybe", "never"]}
 QUERY = {"id": "a", "group": "g", "prompts": [{"text": "Why?", "letter": "A"}]}

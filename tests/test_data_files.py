@@ -21,9 +21,9 @@ from qrnca_lens.data import (
     save_queries,
     to_multi_choice,
 )
-from qrnca_lens.data.formats import read_text
-from qrnca_lens.data.mlama import build_mlama
-from qrnca_lens.data.sources import save_questions
+from qrnca_lens.data.readers.formats import read_text
+from qrnca_lens.data.readers.mlama import build_mlama
+from qrnca_lens.data.readers.sources import save_questions
 from qrnca_lens.data.texts import normalise
 
 HEADER = "id,group,question,answer,distractors"

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from qrnca_lens.attribution.letters import answers, letter_probabilities
+from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import enhance, scale, suppress
-from qrnca_lens.editing.effects import edit_effects, random_sets
+from qrnca_lens.editing.effects import edit_effects
+from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import to_tokens
-from qrnca_lens.models.letters import answers, letter_probabilities
-from qrnca_lens.neurons import Neuron, NeuronSet
 
 TEXT = "Question: which letter is right? A. one B. two Answer:"
 CHOSEN = NeuronSet.of((0, 3), (2, 1), (2, 40))

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.store import RunError
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.editing import scale
-from qrnca_lens.explore import neuron, show
-from qrnca_lens.explore.query_view import ALL, FACTORS
+from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.models import site_hook, to_tokens
-from qrnca_lens.models.activity import last_activations
-from qrnca_lens.models.letters import letter_probabilities
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.store import RunError
+from qrnca_lens.views import neuron, show
+from qrnca_lens.views.query_view import ALL, FACTORS
 
 
 def test_a_saved_run_knows_its_prompts(run: tuple[Any, QRNeurons], short_queries: QuerySet, tmp_path: Any) -> None:

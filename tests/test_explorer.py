@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 from hostile import HOSTILE, TAGS, Tags, check_html, hostile_queries
 
+from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import scale
-from qrnca_lens.explore import Explorer, circuit, drawing, neuron, show, write_explorer
-from qrnca_lens.explore import html as pieces
-from qrnca_lens.explore.components import attention_patterns, coloured_tokens, component, library
-from qrnca_lens.explore.session import Session
-from qrnca_lens.models.letters import letter_probabilities
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.pipeline import locate
-from qrnca_lens.store import RunError
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.views import Explorer, circuit, drawing, neuron, show, write_explorer
+from qrnca_lens.views import html as pieces
+from qrnca_lens.views.components import attention_patterns, coloured_tokens, component, library
+from qrnca_lens.views.explorer.session import Session
 
 
 def test_views_escape_what_they_show_and_ask_no_network(

@@ -20,7 +20,7 @@ from browsing import Watched, letters, set_factor
 from nbformat import v4
 
 from qrnca_lens.data import load_queries
-from qrnca_lens.pipeline import locate
+from qrnca_lens.runs.pipeline import locate
 
 pytestmark = pytest.mark.browser
 CELLS = (

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import ENGINE_FAMILIES
 
-from qrnca_lens.attribution.last_token import LastToken, factors_of, scaled_logits
+from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.editing import scale
+from qrnca_lens.engine.last_token import LastToken, factors_of, scaled_logits
 from qrnca_lens.models import to_tokens
-from qrnca_lens.neurons import NeuronSet
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
 EDITS = [(NeuronSet.of((0, 3), (2, 1)), 0.0), (NeuronSet.of((1, 7)), 2.5), (NeuronSet(), 0.0), (NeuronSet.of((2, 40)), -1.0)]

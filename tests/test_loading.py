@@ -18,9 +18,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import qrnca_lens as ql
 from qrnca_lens.attribution import SlowPathWarning
-from qrnca_lens.attribution.last_token import LastToken, factors_of
-from qrnca_lens.attribution.path import drift_of
 from qrnca_lens.data import Prompt
+from qrnca_lens.engine.last_token import LastToken, factors_of
+from qrnca_lens.engine.path import drift_of
 from qrnca_lens.models import ModelError, check_hooked, load_model
 
 TEXT = "Which letter is right?\nAnswer:"

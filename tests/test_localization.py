@@ -15,9 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qrnca_lens import plots
-from qrnca_lens import plots_localization as figures
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
+from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.localization import (
     common_locations,
     concentration_test,
@@ -26,12 +25,12 @@ from qrnca_lens.localization import (
     layer_counts,
     overlap,
     overlap_test,
-    promoted_tokens,
 )
-from qrnca_lens.localization.projection import read_tokens, visible_token
 from qrnca_lens.localization.significance import TEST_COLUMNS, _label_chunks, holm
 from qrnca_lens.models import load_model, target_id
-from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.readout.promoted import promoted_tokens, read_tokens, visible_token
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.plots import localization as figures
 
 TESTS = [overlap_test, concentration_test]
 Row = tuple[str, int, int, float]

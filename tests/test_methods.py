@@ -11,15 +11,16 @@ from runs import LONG
 from test_clustering import CONFIG, GROUPS, clusters
 
 from qrnca_lens.attribution import AttributionError, attribute
-from qrnca_lens.attribution.baselines import BASELINES, Asked, ablate_each, register, score
+from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.selection import knowledge_neurons, qrnca, with_common, without_ica
+from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.editing import suppress
-from qrnca_lens.methods import Evidence, find_neurons, methods
-from qrnca_lens.models import option_tokens, to_tokens
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.pipeline import FailedQueriesWarning, locate
+from qrnca_lens.methods import BASELINES, Asked, ablate_each, register, score
+from qrnca_lens.methods.registry import Evidence, find_neurons, methods
+from qrnca_lens.models import to_tokens
+from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
 
 PROMPT = Prompt("Which letter is right?\nAnswer:", "B")
 

@@ -14,15 +14,15 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qrnca_lens.attribution import AttributionError, attribute
-from qrnca_lens.attribution.baselines import score
-from qrnca_lens.attribution.last_token import LastToken, scaled_logits
+from qrnca_lens.attribution.letters import answers, letter_probabilities, option_tokens
+from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.editing.collateral import neutral_loss
 from qrnca_lens.editing.effects import edit_effects
-from qrnca_lens.models import ModelError, finite, load_model, option_tokens, site_hook, sites_of, to_tokens
+from qrnca_lens.engine.last_token import LastToken, scaled_logits
+from qrnca_lens.methods import score
+from qrnca_lens.models import ModelError, finite, load_model, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
-from qrnca_lens.models.letters import answers, letter_probabilities
-from qrnca_lens.neurons import NeuronSet
 
 FAMILIES = [name for name in CONFIGS if name not in ("bert", "cohere")]  # TransformerLens's Cohere gives other logits
 TEXT = "Question: which letter is right?\nA. one B. two Answer:"

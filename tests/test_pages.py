@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 
-from qrnca_lens import plots
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
 from qrnca_lens.localization import group_heatmap, layer_counts
-from qrnca_lens.report import Section, write_page
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.report import Section, write_page
 
 
 def result(n_layers: int = 2, d_mlp: int = 10, extra: tuple[tuple[str, str, int, int, float], ...] = ()) -> QRNeurons:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from runs import CONFIG, LONG, failing, same
 
-from qrnca_lens import pipeline
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.models import BusyModelError, ModelError
-from qrnca_lens.pipeline import FailedQueriesWarning, locate
+from qrnca_lens.runs import pipeline
+from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
 
 
 def test_a_query_that_fails_is_recorded_and_left_out(

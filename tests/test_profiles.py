@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qrnca_lens import plots_localization as figures
 from qrnca_lens.clustering import ModelShape, NeuronClusters, QRNCAConfig, QRNeurons, cluster_neurons
 from qrnca_lens.clustering.profiles import METHODS, _by_size
-from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.views.plots import localization as figures
 
 ALL_METHODS = list(METHODS)
 

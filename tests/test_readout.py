@@ -14,15 +14,17 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 from qrnca_lens.attribution import attribute
-from qrnca_lens.attribution.baselines import score
+from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import LETTERS, Prompt
-from qrnca_lens.explore.contributions import direct_writes
-from qrnca_lens.localization.projection import promoted_tokens
-from qrnca_lens.models import Hook, HookedModel, ModelError, load_model, option_tokens, to_tokens
-from qrnca_lens.models.norms import norm_parts
-from qrnca_lens.models.readout import Readout, logits_of
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.prediction import _direct
+from qrnca_lens.engine.hooks import Hook
+from qrnca_lens.methods import score
+from qrnca_lens.models import HookedModel, ModelError, load_model, to_tokens
+from qrnca_lens.readout.contributions import direct_writes
+from qrnca_lens.readout.norms import norm_parts
+from qrnca_lens.readout.promoted import promoted_tokens
+from qrnca_lens.readout.residual import Readout, logits_of
+from qrnca_lens.study.prediction import _direct
 
 AFTER_MLP = {"gemma2": "ln2_post", "gemma3": "ln2_post", "glm4": "ln2_post", "olmo2": "ln2", "exaone4": "ln2"}
 FAMILIES = ["llama", "gemma", "granite", "cohere", *AFTER_MLP]

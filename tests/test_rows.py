@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from qrnca_lens.attribution import attribute
-from qrnca_lens.attribution.last_token import factors_of, scaled_logits
+from qrnca_lens.attribution.letters import letter_probabilities, option_tokens
+from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import Prompt
 from qrnca_lens.editing import enhance, suppress
-from qrnca_lens.models import option_tokens, to_tokens
-from qrnca_lens.models.activity import token_activations
-from qrnca_lens.models.letters import letter_probabilities
-from qrnca_lens.models.rows import row_ends
-from qrnca_lens.neurons import Neuron, NeuronSet
+from qrnca_lens.engine.activity import token_activations
+from qrnca_lens.engine.last_token import factors_of, scaled_logits
+from qrnca_lens.engine.row_ends import row_ends
+from qrnca_lens.models import to_tokens
 
 CHOSEN = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(0, 48, 3)])
 TEXTS = ["Question: which letter is right? A. one B. two Answer:", "Answer:", "Which letter is right? Answer:"]

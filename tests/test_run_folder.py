@@ -18,12 +18,12 @@ import pandas as pd
 import pytest
 from runs import CONFIG, failing, same
 
-from qrnca_lens import pipeline
+from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.core.store import RunError, write_table
 from qrnca_lens.data import QuerySet, save_queries
-from qrnca_lens.models import option_tokens
-from qrnca_lens.pipeline import locate
-from qrnca_lens.store import RunError, write_table
+from qrnca_lens.runs import pipeline
+from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study import Subject, reproduce
 
 
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     save_queries(short_queries, tmp_path / "short.jsonl")
     code = (
-        "import sys, time, qrnca_lens as ql, qrnca_lens.pipeline as p, qrnca_lens.run_folder as f\n"
+        "import sys, time, qrnca_lens as ql, qrnca_lens.runs.pipeline as p, qrnca_lens.runs.folder as f\n"
         "f._FLUSH_SECONDS = 0.0\n"
         "real = p.attribute\n"
         "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"

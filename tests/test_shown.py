@@ -17,15 +17,16 @@ import pytest
 from hostile import HOSTILE, LINK, check_html, figures_of, hostile_queries
 
 import qrnca_lens
-from qrnca_lens import plots, plots_localization
 from qrnca_lens.attribution import attribute
 from qrnca_lens.clustering import NeuronClusters, QRNCAConfig, QRNeurons, cluster_neurons
-from qrnca_lens.explore import circuit, neuron, show
-from qrnca_lens.explore.components import library
-from qrnca_lens.neurons import Neuron
-from qrnca_lens.pipeline import locate
-from qrnca_lens.report import Section, write_page
-from qrnca_lens.shown import escaped, plotly_label, plotly_whole, table, visible, visible_lines
+from qrnca_lens.core.neurons import Neuron
+from qrnca_lens.core.shown import escaped, plotly_label, plotly_whole, table, visible, visible_lines
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.views import circuit, neuron, show
+from qrnca_lens.views.components import library
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.plots import localization as plots_localization
+from qrnca_lens.views.report import Section, write_page
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qrnca_lens.data import Prompt, Query, QuerySet, Question, save_queries
-from qrnca_lens.data.sources import save_questions
-from qrnca_lens.report import write_page
-from qrnca_lens.store import (
+from qrnca_lens.core.store import (
     FORMAT,
     RunError,
     differences,
@@ -22,8 +19,11 @@ from qrnca_lens.store import (
     write_table,
     write_text,
 )
+from qrnca_lens.core.writing import check_folder, check_target, own_folder, plain_name, whole_file, whole_folder
+from qrnca_lens.data import Prompt, Query, QuerySet, Question, save_queries
+from qrnca_lens.data.readers.sources import save_questions
 from qrnca_lens.study import Subject
-from qrnca_lens.writing import check_folder, check_target, own_folder, plain_name, whole_file, whole_folder
+from qrnca_lens.views.report import write_page
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -13,17 +13,17 @@ import pytest
 from runs import CONFIG, LONG, failing
 from typer.testing import CliRunner
 
-from qrnca_lens import pipeline
-from qrnca_lens.attribution.baselines import BASELINES, register
-from qrnca_lens.cli import app
+from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.core.store import RunError, write_table
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
 from qrnca_lens.editing.effects import COLUMNS as COLUMNS_OF_EFFECTS
+from qrnca_lens.methods import BASELINES, register
 from qrnca_lens.models import ModelError
-from qrnca_lens.pipeline import FailedQueriesWarning, locate
-from qrnca_lens.prediction import COLUMNS, predict_from_neurons
-from qrnca_lens.store import RunError, write_table
+from qrnca_lens.runs import pipeline
+from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
 from qrnca_lens.study import Reproduction, Subject, reproduce, subject
+from qrnca_lens.study.prediction import COLUMNS, predict_from_neurons
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduce import Results, Sample
 from qrnca_lens.study.tables import as_json, table4, table6

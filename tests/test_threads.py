@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from qrnca_lens.attribution import attribute
-from qrnca_lens.attribution.baselines import score
-from qrnca_lens.card import at_last, zeroed
+from qrnca_lens.attribution.letters import letter_probabilities
+from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt
 from qrnca_lens.editing import suppress
+from qrnca_lens.methods import score
 from qrnca_lens.models import BusyModelError, exclusive, hooked, to_tokens
-from qrnca_lens.models.letters import letter_probabilities
-from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.study.card import at_last, zeroed
 
 CHOSEN = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(0, 48, 2)])
 PROMPTS = [Prompt(f"Which letter is right? {i}\nAnswer:", "A") for i in range(6)]

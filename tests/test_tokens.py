@@ -17,9 +17,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import qrnca_lens as ql
+from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
 from qrnca_lens.data import Prompt
-from qrnca_lens.models import LetterWarning, ModelError, load_model, option_tokens, target_id, to_tokens
-from qrnca_lens.models.letters import answers, letter_probabilities
+from qrnca_lens.models import ModelError, load_model, target_id, to_tokens
 from qrnca_lens.models.tokens import option_forms
 
 SYMBOLS = list("éüñßøåçàêîôæ£©®°±µ¶·»¿×÷ØÞðþÿ¡")

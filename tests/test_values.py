@@ -14,20 +14,22 @@ import pytest
 import torch
 
 import qrnca_lens as ql
-from qrnca_lens import plots, plots_localization
-from qrnca_lens.attribution import quadrature
+from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons, make_cluster
 from qrnca_lens.clustering.profiles import NeuronClusters
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.rules import quadrature
+from qrnca_lens.core.values import LARGEST_SEED, listed, number, seed_number, whole_number
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import neutral_loss, other_queries
-from qrnca_lens.editing.effects import edit_effects, random_sets
-from qrnca_lens.explore import Explorer, circuit, show
+from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.localization import concentration_test, group_heatmap, overlap_test
-from qrnca_lens.models.letters import letter_probabilities
-from qrnca_lens.neurons import Neuron, NeuronSet
-from qrnca_lens.pipeline import locate
+from qrnca_lens.methods.controls import random_sets
+from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study.reproduce import Sample
-from qrnca_lens.values import LARGEST_SEED, listed, number, seed_number, whole_number
+from qrnca_lens.views import Explorer, circuit, show
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.plots import localization as plots_localization
 
 NAN, INF = float("nan"), float("inf")
 NO_WHOLE = [True, np.bool_(True), torch.tensor(True), 1.5, 2.0, np.float64(2), NAN, INF, "2", None, [2], np.array([2]), 2j]

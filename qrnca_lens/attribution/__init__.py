@@ -1,7 +1,6 @@
 """Attribution: one score for every MLP neuron, from a hooked model and a prompt."""
 
 from qrnca_lens.attribution.integrated import AttributionError, SlowPathWarning, attribute
-from qrnca_lens.attribution.quadrature import Rule, quadrature
 from qrnca_lens.attribution.result import Attribution
 
-__all__ = ["Attribution", "AttributionError", "Rule", "SlowPathWarning", "attribute", "quadrature"]
+__all__ = ["Attribution", "AttributionError", "SlowPathWarning", "attribute"]

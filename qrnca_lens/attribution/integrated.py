@@ -7,24 +7,16 @@ from typing import SupportsIndex
 
 import torch
 
-from qrnca_lens.attribution.engine import integrate_by_shared_prefix
-from qrnca_lens.attribution.path import Objective, PathIntegral, PathTask, probability_of, tolerance_of
-from qrnca_lens.attribution.quadrature import Rule, quadrature
-from qrnca_lens.attribution.reference import integrate_plainly
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.models import (
-    HookedModel,
-    Site,
-    check_hooked,
-    check_site,
-    exclusive,
-    is_hooked_transformer,
-    target_id,
-    to_tokens,
-)
-from qrnca_lens.models.finite import weight_fault, where_numbers_cease
-from qrnca_lens.shapes import Tokens
-from qrnca_lens.values import whole_number
+from qrnca_lens.core.neurons import Site
+from qrnca_lens.core.rules import Rule, quadrature
+from qrnca_lens.core.shapes import Tokens
+from qrnca_lens.core.values import whole_number
+from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
+from qrnca_lens.engine.integral import integrate_by_shared_prefix
+from qrnca_lens.engine.path import Objective, PathIntegral, PathTask, probability_of, tolerance_of
+from qrnca_lens.engine.plain import integrate_plainly
+from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, is_hooked_transformer, target_id, to_tokens
 
 
 class AttributionError(RuntimeError):

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from qrnca_lens.attribution.quadrature import Rule
-from qrnca_lens.models import Site
-from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.shapes import LayerValues, Scores
-from qrnca_lens.shown import notebook
-from qrnca_lens.values import whole_number
+from qrnca_lens.core.neurons import NeuronSet, Site
+from qrnca_lens.core.rules import Rule
+from qrnca_lens.core.shapes import LayerValues, Scores
+from qrnca_lens.core.shown import notebook
+from qrnca_lens.core.values import whole_number
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from qrnca_lens.shapes import Scores
-from qrnca_lens.values import number
+from qrnca_lens.core.shapes import Scores
+from qrnca_lens.core.values import number
 
 CLUSTER_COLUMNS = ["layer", "neuron", "attribution", "templates"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from qrnca_lens.attribution import Rule, quadrature
-from qrnca_lens.models import Site
-from qrnca_lens.values import number, whole_number
+from qrnca_lens.core.neurons import Site
+from qrnca_lens.core.rules import Rule, quadrature
+from qrnca_lens.core.values import number, whole_number
 
 
 @dataclass(frozen=True)

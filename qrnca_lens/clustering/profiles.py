@@ -13,9 +13,9 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from qrnca_lens.clustering.qr_neurons import QRNeurons
-from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.shown import notebook
-from qrnca_lens.values import seed_number, whole_number
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.shown import notebook
+from qrnca_lens.core.values import seed_number, whole_number
 
 Profiles = Float[np.ndarray, "neuron query"]
 Labels = Int[np.ndarray, " neuron"]

@@ -23,10 +23,9 @@ from qrnca_lens.clustering.refine import (
     score_clusters,
     take_top,
 )
-from qrnca_lens.data import QuerySet
-from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.shown import notebook
-from qrnca_lens.store import (
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.shown import notebook
+from qrnca_lens.core.store import (
     RunError,
     check_column,
     field_of,
@@ -38,8 +37,9 @@ from qrnca_lens.store import (
     write_record,
     write_table,
 )
-from qrnca_lens.values import listed, whole_number
-from qrnca_lens.writing import whole_folder
+from qrnca_lens.core.values import listed, whole_number
+from qrnca_lens.core.writing import whole_folder
+from qrnca_lens.data import QuerySet
 
 TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
 QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]

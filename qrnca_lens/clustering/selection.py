@@ -8,7 +8,7 @@ import pandas as pd
 
 from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.clustering.refine import drop_neurons, take_top
-from qrnca_lens.neurons import NeuronSet
+from qrnca_lens.core.neurons import NeuronSet
 
 
 def qrnca(located: QRNeurons) -> dict[str, NeuronSet]:

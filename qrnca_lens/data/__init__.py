@@ -1,9 +1,9 @@
 """Questions, multi-choice queries and their files; touches no model."""
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.files import load_queries, load_questions, save_queries
 from qrnca_lens.data.multi_choice import to_multi_choice
 from qrnca_lens.data.query import ALL_GROUPS, Prompt, Query, QuerySet, Question
+from qrnca_lens.data.readers.files import load_queries, load_questions, save_queries
 from qrnca_lens.data.templates import LETTERS, TEMPLATES
 
 __all__ = [

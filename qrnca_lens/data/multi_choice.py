@@ -6,11 +6,11 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from qrnca_lens.core.values import seed_number, yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 from qrnca_lens.data.templates import LETTERS, TEMPLATES, Template
 from qrnca_lens.data.texts import normalise
-from qrnca_lens.values import seed_number, yes_or_no
 
 
 class DistractorPool:

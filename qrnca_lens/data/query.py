@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from qrnca_lens.core.values import listed, number, seed_number, whole_number
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS
 from qrnca_lens.data.texts import (
@@ -27,7 +28,6 @@ from qrnca_lens.data.texts import (
     labelled_options,
     normalise,
 )
-from qrnca_lens.values import listed, number, seed_number, whole_number
 
 ALL_GROUPS = "all groups"
 """What views call the sum over the groups; no group may be called so."""

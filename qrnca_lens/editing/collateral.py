@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.values import number
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
+from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.models import HookedModel, ModelError, exclusive, to_tokens
-from qrnca_lens.models.finite import check_logits, check_weights
-from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.values import number
 
 OTHERS_COLUMNS = ["query", "accuracy_before", "accuracy_after", "p_before", "p_after"]
 LOSS_COLUMNS = ["query", "loss_before", "loss_after"]

@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from qrnca_lens.attribution.last_token import LastToken, factors_of
+from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.values import number, seed_number
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
-from qrnca_lens.models import HookedModel, check_hooked, option_tokens
-from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.values import number, seed_number
+from qrnca_lens.engine.last_token import LastToken, factors_of
+from qrnca_lens.models import HookedModel, check_hooked
 
 SUPPRESS, BOOST = 0.0, 2.0
 Sets = Mapping[str, NeuronSet]
@@ -122,13 +123,3 @@ def _compare(query: Query, before: torch.Tensor, after: torch.Tensor) -> tuple[f
     was, now = before.argmax(1) == right, after.argmax(1) == right
     p_before, p_after = (p.gather(1, right[:, None]).mean().item() for p in (before, after))
     return p_before, p_after, int(was.sum()), int((~was & now).sum()), int((was & ~now).sum())
-
-
-def random_sets(neurons: Sets, d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
-    """For every query as many random neurons as it has, layer by layer (a control matched in number and layer)."""
-    drawn, seed = {}, seed_number(seed)
-    for query, chosen in neurons.items():
-        rng = random.Random(f"{seed}/{query}")
-        pairs = [(layer, i) for layer, indices in chosen.by_layer().items() for i in rng.sample(range(d_mlp), len(indices))]
-        drawn[query] = NeuronSet.of(*pairs)
-    return drawn

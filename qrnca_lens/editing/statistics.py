@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from qrnca_lens.values import seed_number
+from qrnca_lens.core.values import seed_number
 
 _RESAMPLES = 2000
 

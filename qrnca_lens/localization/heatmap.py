@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.values import whole_number
+from qrnca_lens.core.values import whole_number
 
 
 @dataclass(frozen=True)

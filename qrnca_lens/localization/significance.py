@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.values import seed_number, whole_number
+from qrnca_lens.core.values import seed_number, whole_number
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
 _CHUNK_ENTRIES = 8_000_000

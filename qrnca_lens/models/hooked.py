@@ -7,12 +7,11 @@ The only place that knows that one of the classes can be missing: TransformerLen
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-import torch
 import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -22,11 +21,6 @@ HookedTransformer: type[Any] | None = getattr(transformer_lens, "HookedTransform
 HOOKED_CLASSES: tuple[type[Any], ...] = tuple(c for c in (HookedTransformer, TransformerBridge) if c is not None)
 HookedModel: TypeAlias = Any
 """A HookedTransformer or a TransformerBridge; `checks.check_hooked` refuses everything else."""
-HookFunction = Callable[..., torch.Tensor | None]
-"""What is called at a hook point with the tensor there and `hook=`, the point itself."""
-Hook = tuple[str, HookFunction]
-"""The name of a hook point and the function to call there."""
-
 PATIENCE = 60.0
 """How many seconds a thread waits for a model that another one uses, before a BusyModelError."""
 _HOLDS: WeakKeyDictionary[HookedModel, _Hold] = WeakKeyDictionary()
@@ -66,29 +60,6 @@ def is_hooked_transformer(model: HookedModel) -> bool:
     return HookedTransformer is not None and isinstance(model, HookedTransformer)
 
 
-def is_edited(model: HookedModel) -> bool:
-    """Whether the model carries forward hooks that are not permanent, such as those of `editing`."""
-    return any(not handle.is_permanent for point in model.hook_dict.values() for handle in point.fwd_hooks)
-
-
-@contextmanager
-def without_edits(model: HookedModel) -> Iterator[None]:
-    """The forward hooks that are not permanent rest while the block runs; afterwards all are as before, in their order."""
-    kept = []
-    for point in model.hook_dict.values():
-        resting = [handle.hook.id for handle in point.fwd_hooks if not handle.is_permanent]
-        if resting:
-            kept.append((point._forward_hooks, dict(point._forward_hooks)))
-            for key in resting:
-                point._forward_hooks.pop(key, None)
-    try:
-        yield
-    finally:
-        for hooks, before in kept:
-            hooks.clear()
-            hooks.update(before)
-
-
 @contextmanager
 def exclusive(model: HookedModel) -> Iterator[None]:
     """The model for this thread alone while the block runs; other threads that ask for it wait.
@@ -114,28 +85,3 @@ def exclusive(model: HookedModel) -> Iterator[None]:
             f"{threading.current_thread().name!r}; its hooks are gone and the model is free. Enter and leave a block in one "
             "thread"
         )
-
-
-@contextmanager
-def with_hooks(model: HookedModel, hooks: Sequence[Hook]) -> Iterator[None]:
-    """`exclusive`, with forward hooks that go away when the block ends, however it ends.
-
-    Another thread that runs the model all the same, past this package, meets a BusyModelError at the first of the hooks.
-    """
-    with exclusive(model), model.hooks(fwd_hooks=[(name, _of_this_thread(model, hook)) for name, hook in hooks]):
-        yield
-
-
-def _of_this_thread(model: HookedModel, function: HookFunction) -> HookFunction:
-    owner = threading.get_ident()
-
-    def checked(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:
-        if threading.get_ident() != owner:
-            raise BusyModelError(
-                f"another thread has hooks on {model.cfg.model_name}, which would change what this one reads; open the "
-                "block in the thread that runs the model, leave a block whose thread has ended, or give each thread a model "
-                "of its own"
-            )
-        return function(tensor, hook=hook)
-
-    return checked

@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from qrnca_lens.core.neurons import Site
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel
 
-Site = Literal["up", "gate", "pre", "post"]
 _GATED = {"up": "mlp.hook_pre_linear", "gate": "mlp.hook_pre", "post": "mlp.hook_post"}
 _PLAIN = {"pre": "mlp.hook_pre", "post": "mlp.hook_post"}
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"

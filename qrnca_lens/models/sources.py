@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from qrnca_lens.models.errors import ModelError
 
-ATLAS_FOLDER = Path(__file__).parent / "atlas" / "weights"
+ATLAS_FOLDER = Path(__file__).parents[1] / "atlas" / "weights"
 FAILURES: tuple[type[Exception], ...] = (
     EOFError,
     MemoryError,

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.data import LETTERS
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel
-from qrnca_lens.shapes import Tokens
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _AFTER = ("", "\n", "\n\n", "(", "a")  # contexts in which a target is tokenized until one leaves it a token of its own

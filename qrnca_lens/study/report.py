@@ -7,17 +7,18 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from qrnca_lens import plots, plots_localization
 from qrnca_lens.clustering import NeuronClusters, cluster_neurons
 from qrnca_lens.clustering.qr_neurons import QRNeurons
+from qrnca_lens.core.store import write_record, write_text
+from qrnca_lens.core.writing import own_folder, plain_name
 from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.localization import concentration_test, overlap_test
-from qrnca_lens.report import Section, write_page
-from qrnca_lens.store import write_record, write_text
 from qrnca_lens.study.reproduce import Reproduction, Results
 from qrnca_lens.study.statements import statements
 from qrnca_lens.study.tables import as_json, failed, figure2a, table3, table4, table6, table7
-from qrnca_lens.writing import own_folder, plain_name
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.plots import localization as plots_localization
+from qrnca_lens.views.report import Section, write_page
 
 _READING = (
     "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 %: bootstrap "

@@ -13,19 +13,8 @@ import pandas as pd
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.selection import qrnca
-from qrnca_lens.data import QuerySet
-from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
-from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
-from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
-from qrnca_lens.localization.projection import PROJECTION_COLUMNS, promoted_tokens
-from qrnca_lens.methods import Evidence, find_neurons, methods
-from qrnca_lens.models import HookedModel, check_hooked, check_site
-from qrnca_lens.models.fingerprint import model_fingerprint
-from qrnca_lens.neurons import NeuronSet
-from qrnca_lens.pipeline import locate, progress_bar
-from qrnca_lens.prediction import COLUMNS as PREDICTION_COLUMNS
-from qrnca_lens.prediction import predict_from_neurons
-from qrnca_lens.store import (
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.store import (
     RunError,
     differences,
     field_of,
@@ -36,9 +25,21 @@ from qrnca_lens.store import (
     write_record,
     write_table,
 )
+from qrnca_lens.core.terminal import progress_bar
+from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.core.writing import check_target, own_folder
+from qrnca_lens.data import QuerySet
+from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
+from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
+from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
+from qrnca_lens.methods.registry import Evidence, find_neurons, methods
+from qrnca_lens.models import HookedModel, check_hooked, check_site
+from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.readout.promoted import PROJECTION_COLUMNS, promoted_tokens
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
+from qrnca_lens.study.prediction import predict_from_neurons
 from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable
-from qrnca_lens.values import seed_number, whole_number
-from qrnca_lens.writing import check_target, own_folder
 
 _TOKEN_COLUMNS = [*PROJECTION_COLUMNS, "kind"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
+from qrnca_lens.core.values import seed_number
+from qrnca_lens.core.writing import plain_name
 from qrnca_lens.data import Query, QuerySet, load_queries
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
-from qrnca_lens.pipeline import check_enough_left, check_prompts, without
-from qrnca_lens.values import seed_number
-from qrnca_lens.writing import plain_name
+from qrnca_lens.runs.pipeline import check_enough_left, check_prompts, without
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
 _TAKEN = ("figures", "study.json", "results.json", "report.html")

@@ -13,7 +13,7 @@ import pandas as pd
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
 from qrnca_lens.localization import overlap
-from qrnca_lens.methods import methods
+from qrnca_lens.methods.registry import methods
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduce import Results
 

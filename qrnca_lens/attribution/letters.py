@@ -1,0 +1,160 @@
+"""P(letter): how a model answers multi-choice prompts, and which tokens stand for the letters after each of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.data import LETTERS, Prompt, QuerySet
+from qrnca_lens.data.query import check_query_set, texts_of
+from qrnca_lens.engine.activity import last_positions
+from qrnca_lens.engine.hooks import is_edited, without_edits
+from qrnca_lens.models.checks import check_hooked
+from qrnca_lens.models.fingerprint import Written, written
+from qrnca_lens.models.hooked import HookedModel, exclusive
+from qrnca_lens.models.tokens import OptionTokens, option_forms, to_tokens
+
+ALMOST_NONE = 0.05  # four letters that hold less than this say little about the answer
+Asked: TypeAlias = tuple[str, tuple[int, ...]]
+"""A prompt's text and the tokens that the model makes of it."""
+_DECIDED: WeakKeyDictionary[HookedModel, tuple[Written, dict[Asked, OptionTokens]]] = WeakKeyDictionary()
+
+
+class LetterWarning(UserWarning):
+    """The model hardly expects an option letter after a prompt, in whatever form."""
+
+
+def option_tokens(model: HookedModel, prompt: str) -> OptionTokens:
+    """The tokens that stand for the option letters after one prompt; see `options_of`."""
+    return options_of(model, [prompt])[0]
+
+
+def options_of(model: HookedModel, prompts: Sequence[str], *, batch: int = 64) -> list[OptionTokens]:
+    """For each prompt the form of the letters, " A" or "A", to which the untouched model gives more probability.
+
+    Scaled neurons and other hooks that are not permanent have no part in the choice, so it does not change under an edit. It
+    is made once for a prompt, and anew when weights were written to. A LetterWarning tells of prompts after which the four
+    letters hold less than `ALMOST_NONE` in both forms. Raises ModelError where the letters are no single tokens, and what
+    `to_tokens` raises.
+    """
+    check_hooked(model)
+    known, asked = _known(model), _asked(model, prompts)
+    new = [one for one in dict.fromkeys(asked) if one not in known]
+    for prompt, _ in new:
+        option_forms(model.tokenizer, prompt)
+    if new:
+        with exclusive(model), without_edits(model):
+            for rows, logits, _ in last_positions(model, [prompt for prompt, _ in new], NeuronSet(), batch=batch):
+                _decide(model, [new[i] for i in rows], logits.float().softmax(-1).cpu())
+    return [known[one] for one in asked]
+
+
+def decisions(options: Sequence[OptionTokens]) -> list[dict[str, Any]]:
+    """What was decided for many prompts, as plain values for a record: each form with its number of prompts and its mass."""
+    alike: dict[OptionTokens, list[float]] = {}
+    for found in options:
+        alike.setdefault(found, []).append(found.mass)
+    return [
+        {
+            "letters": list(form.letters),
+            "ids": list(form.ids),
+            "leading_space": form.leading_space,
+            "prompts": len(masses),
+            "mean_mass": sum(masses) / len(masses),
+            "lowest_mass": min(masses),
+        }
+        for form, masses in alike.items()
+    ]
+
+
+def letter_probabilities(
+    model: HookedModel, prompts: Sequence[Prompt], *, batch: int = 64
+) -> Float[torch.Tensor, "prompt letter"]:
+    """P of each option letter (A, B, C, D) as the next token of each prompt, from a softmax over the whole vocabulary.
+
+    The letters are the tokens that `options_of` gives.
+    """
+    return letters_and_activations(model, prompts, NeuronSet(), batch=batch)[0]
+
+
+def letters_and_activations(
+    model: HookedModel, prompts: Sequence[Prompt], neurons: NeuronSet, *, batch: int = 64
+) -> tuple[Float[torch.Tensor, "prompt letter"], Float[torch.Tensor, "prompt neuron"]]:
+    """`letter_probabilities` and `activity.last_activations` from one reading of each prompt."""
+    check_hooked(model)
+    texts = texts_of(prompts)
+    edited = is_edited(model)
+    if edited:
+        options_of(model, texts, batch=batch)
+    known, asked = _known(model), _asked(model, texts)
+    p = torch.empty(len(prompts), len(LETTERS), dtype=torch.float32)
+    activations = torch.empty(len(prompts), len(neurons), dtype=torch.float32)
+    for rows, logits, posts in last_positions(model, texts, neurons, batch=batch):
+        everything = logits.float().softmax(-1).cpu()
+        if not edited:
+            _decide(model, [asked[i] for i in rows], everything)
+        p[rows] = everything.gather(1, torch.tensor([known[asked[i]].ids for i in rows]))
+        activations[rows] = posts.float().cpu()
+    return p, activations
+
+
+def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.DataFrame:
+    """One row a prompt: query, group, template, letter, answer (the likeliest option), right, probability (of letter), mass.
+
+    `mass` is the probability of the four letters together: where it is small, the likeliest of them says little.
+    """
+    check_query_set(queries)
+    asked = [(query, prompt) for query in queries for prompt in query.prompts]
+    found = letter_probabilities(model, [prompt for _, prompt in asked], batch=batch)
+    rows = []
+    for (query, prompt), p in zip(asked, found, strict=True):
+        chosen = LETTERS[int(p.argmax())]
+        mine = p[LETTERS.index(prompt.letter)].item()
+        right = chosen == prompt.letter
+        rows.append((query.id, query.group, prompt.template, prompt.letter, chosen, right, mine, p.sum().item()))
+    columns = ["query", "group", "template", "letter", "answer", "right", "probability", "mass"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _asked(model: HookedModel, prompts: Sequence[str]) -> list[Asked]:
+    return [(prompt, tuple(to_tokens(model, prompt).tolist())) for prompt in prompts]
+
+
+def _known(model: HookedModel) -> dict[Asked, OptionTokens]:
+    """What is decided for this model with its present weights."""
+    now = written(model)
+    before, known = _DECIDED.get(model, (None, {}))
+    if before != now:
+        known = {}
+        _DECIDED[model] = (now, known)
+    return known
+
+
+def _decide(model: HookedModel, asked: Sequence[Asked], p: Float[torch.Tensor, "prompt token"]) -> None:
+    """Choose the form of the letters for prompts that are new, from the untouched model's probabilities after them."""
+    known = _known(model)
+    weak = 0
+    for one, row in zip(asked, p, strict=True):
+        if one in known:
+            continue
+        forms = option_forms(model.tokenizer, one[0])
+        masses = [row[list(form.ids)].sum().item() for form in forms]
+        best = max(range(len(forms)), key=masses.__getitem__)  # the first, which the text suggests, where they are equal
+        known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])
+        weak += masses[best] < ALMOST_NONE
+    if weak:
+        warnings.warn(
+            f"{model.cfg.model_name}: after some prompts the four option letters hold less than {ALMOST_NONE:.0%} of the "
+            "probability, with and without a space before them, so that P(letter) says little about the answer; look at "
+            "option_tokens(model, prompt).mass, and end the prompt so that the model expects a letter",
+            LetterWarning,
+            stacklevel=4,
+        )

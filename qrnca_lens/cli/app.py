@@ -1,0 +1,198 @@
+"""The `qrnca` command: a thin face over the public functions; heavy imports stand in the commands to keep --help quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from qrnca_lens._version import __version__
+from qrnca_lens.cli.errors import plain_errors
+from qrnca_lens.cli.queries import Seed, queries_app
+from qrnca_lens.core.terminal import plain_log, say, say_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qrnca_lens.core.neurons import Site
+    from qrnca_lens.core.rules import Rule
+
+app = typer.Typer(
+    help="Find, judge and edit the neurons that carry knowledge in language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(queries_app, name="queries")
+Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
+Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
+
+
+def _version(shown: bool) -> bool:
+    if shown:
+        say(f"qrnca_lens {__version__}")
+        raise typer.Exit
+    return shown
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    plain_log()
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo")) -> None:
+    """Locate the QR neurons of 72 questions on the shipped model and write a page that shows them."""
+    with plain_errors():
+        from qrnca_lens.study.demo import run_demo
+
+        found = run_demo(out)
+    prompt = found.query.prompts[0]
+    say(f"\nOne question, of median effect ({found.query.id}, {found.query.group})", style="bold")
+    say(f"{prompt.text} {prompt.letter}\n")
+    _show(found.neurons, "Its query-relevant neurons")
+    _show(found.edits, "Its answer when they are scaled")
+    _show(found.effect, "All questions: mean change of P(right letter), 95 % intervals")
+    _show(found.counts, "QR neurons by group and layer, counted once a question")
+    say(repr(found.located))
+    say(f"Page: {found.page.resolve()}")
+
+
+@app.command()
+def locate(
+    out: Out,
+    queries: Annotated[str, typer.Option(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
+    model: Model = "atlas",
+    per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="m, nodes of the integral")] = 16,
+    rule: Annotated[str, typer.Option(help="right, endpoints or gauss-legendre")] = "right",
+    site: Annotated[str | None, typer.Option(help="up, gate, pre or post; default: the paper's for the model")] = None,
+    threshold: Annotated[float, typer.Option(help="t, share of a template's highest score")] = 0.2,
+    top: Annotated[int, typer.Option(min=1, help="v, candidates a query")] = 20,
+    common_share: Annotated[float, typer.Option(help="u, share of clusters that makes a neuron common")] = 0.3,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Find the QR neurons of every query and write them to a run folder."""
+    with plain_errors():
+        from qrnca_lens.clustering import QRNCAConfig
+        from qrnca_lens.core.store import run_place
+        from qrnca_lens.data import load_queries
+        from qrnca_lens.models import load_model
+        from qrnca_lens.runs.pipeline import locate as run
+
+        run_place(out)
+        config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
+        asked = load_queries(queries, seed=seed)
+        asked = asked.sample(per_group, seed) if per_group else asked
+        located = run(load_model(model, device=device), asked, config, out=out)
+    _show(located.top(10), "Neurons with the highest naica over all queries")
+    _show_failed(located.failed)
+    say(f"{located!r}\nRun folder: {out}")
+
+
+@app.command()
+def attribute(
+    prompt: Annotated[str, typer.Option(help="the raw prompt; \\n stands for a line break")],
+    target: Annotated[str, typer.Option(help="the token to explain, taken literally, such as ' B'")],
+    model: Model = "atlas",
+    steps: Annotated[int, typer.Option(min=1, help="m, nodes of the integral")] = 16,
+    rule: Annotated[str, typer.Option(help="right, endpoints or gauss-legendre")] = "right",
+    top: Annotated[int, typer.Option(min=1, help="how many neurons to list")] = 20,
+    device: Device = None,
+) -> None:
+    """Score every neuron for one token after one prompt."""
+    with plain_errors():
+        from qrnca_lens.attribution import attribute as run
+        from qrnca_lens.models import load_model
+
+        text = prompt.replace("\\n", "\n")
+        found = run(load_model(model, device=device), text, target, steps=steps, rule=cast("Rule", rule))
+    _show(found.top(top), f"Neurons for {target!r}")
+    say(repr(found))
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="'atlas' or a model folder")] = "atlas",
+    out: Annotated[Path | None, typer.Option(help="a Markdown file to write as well")] = None,
+    per_group: Annotated[int | None, typer.Option(min=1, help="fewer questions a group, for a quick look")] = None,
+    device: Device = None,
+) -> None:
+    """Measure what a model answers, where its facts are and what its QR neurons do."""
+    with plain_errors():
+        from qrnca_lens.atlas.recipe import Recipe
+        from qrnca_lens.core.store import write_text
+        from qrnca_lens.core.writing import check_target
+        from qrnca_lens.models import load_model
+        from qrnca_lens.study.card import measure_card
+
+        recall = Recipe().recall_layers if model == "atlas" else None
+        if out:
+            check_target(out)
+        text = measure_card(load_model(model, device=device), recall_layers=recall, per_group=per_group).to_markdown()
+        if out:
+            write_text(text, out)
+    say(text)
+
+
+@app.command()
+def explore(
+    run: Annotated[Path, typer.Argument(help="a run folder of `qrnca locate`")],
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("explorer.html"),
+    model: Annotated[str | None, typer.Option(help="the run's model; for the shipped one it can be left out")] = None,
+    top: Annotated[int, typer.Option(min=1, help="neurons kept for each query")] = 3,
+    per_group: Annotated[int, typer.Option(min=1, help="queries kept of each group")] = 6,
+    device: Device = None,
+) -> None:
+    """Write a run as one page to explore in a browser, without Python and without the network."""
+    with plain_errors():
+        from qrnca_lens.clustering import QRNeurons
+        from qrnca_lens.models import load_model
+        from qrnca_lens.views.explorer.page import write_explorer
+
+        located = QRNeurons.load(run)
+        loaded = load_model(model, device=device) if model else None
+        page = write_explorer(located, out, loaded, top=top, per_group=per_group)
+    say(f"{page}  ({page.stat().st_size / 2**20:.1f} MiB)")
+
+
+@app.command()
+def reproduce(
+    out: Out,
+    model: Model = "atlas",
+    queries: Annotated[str, typer.Option(help="comma-separated: domains, languages, or files")] = "domains,languages",
+    per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
+    with plain_errors():
+        from qrnca_lens.core.store import run_place
+        from qrnca_lens.models import load_model
+        from qrnca_lens.study import reproduce as run
+        from qrnca_lens.study import subject
+        from qrnca_lens.study.report import write_report
+        from qrnca_lens.study.statements import statements
+        from qrnca_lens.study.tables import failed
+
+        run_place(out)
+        subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
+        study = run(load_model(model, device=device), subjects, out, seed=seed)
+        page = write_report(study)
+        held, left_out = statements(study.results), failed(study.results)
+    _show(held, "Which statements of the paper hold here")
+    _show_failed(left_out)
+    say(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}")
+
+
+def _show_failed(failed: pd.DataFrame) -> None:
+    if len(failed):
+        _show(failed, "Queries that failed and are left out")
+
+
+def _show(table: pd.DataFrame, title: str) -> None:
+    columns = [(str(name), table[name].dtype.kind not in "OTU") for name in table.columns]
+    rows = table.itertuples(index=False, name=None)
+    say_table(title, columns, [[f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])

@@ -1,0 +1,101 @@
+"""The identity of a neuron, and where it is read. Nothing else names neurons: no strings, no pairs of loose integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from qrnca_lens.core.values import whole_number
+
+Site = Literal["up", "gate", "pre", "post"]
+"""Where a neuron is read and scaled; `models.sites` says what each is."""
+
+
+@dataclass(frozen=True, order=True)
+class Neuron:
+    """Hidden unit `index` of the MLP of layer `layer`, both counted from 0 (column of W_in, row of W_out).
+
+    Whole numbers of any kind become ints. TypeError for anything else (True and 1.0 too), ValueError for one below 0.
+    """
+
+    layer: int
+    index: int
+
+    def __post_init__(self) -> None:
+        layer, index = (whole_number(f"a neuron's {name}", getattr(self, name)) for name in ("layer", "index"))
+        if layer < 0 or index < 0:
+            raise ValueError(f"a neuron's layer and index start at 0, not {layer} and {index}")
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "index", index)
+
+    def __str__(self) -> str:
+        return f"L{self.layer}.N{self.index}"
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Distinct neurons in a given order (most important first where it comes from a ranking). TypeError for other things."""
+
+    neurons: tuple[Neuron, ...] = ()
+
+    def __post_init__(self) -> None:
+        for neuron in self.neurons:
+            if not isinstance(neuron, Neuron):
+                raise TypeError(
+                    f"expected neurons, found {neuron!r}; make them with Neuron(layer, index) or NeuronSet.of((3, 17))"
+                )
+        object.__setattr__(self, "neurons", tuple(dict.fromkeys(self.neurons)))
+
+    @classmethod
+    def of(cls, *pairs: tuple[int, int]) -> NeuronSet:
+        """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`."""
+        return cls(tuple(Neuron(layer, index) for layer, index in pairs))
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def __iter__(self) -> Iterator[Neuron]:
+        return iter(self.neurons)
+
+    def __contains__(self, neuron: object) -> bool:
+        return neuron in set(self.neurons)
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return NeuronSet(self.neurons + other.neurons)
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        kept = set(other.neurons)
+        return NeuronSet(tuple(n for n in self.neurons if n in kept))
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        dropped = set(other.neurons)
+        return NeuronSet(tuple(n for n in self.neurons if n not in dropped))
+
+    def by_layer(self) -> dict[int, list[int]]:
+        """The indices of every layer that has some, layers in rising order."""
+        layers: dict[int, list[int]] = {}
+        for neuron in sorted(self.neurons):
+            layers.setdefault(neuron.layer, []).append(neuron.index)
+        return layers
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns layer and neuron, in the set's order."""
+        return pd.DataFrame([(n.layer, n.index) for n in self.neurons], columns=["layer", "neuron"], dtype="int64")
+
+    def check_inside(self, n_layers: int, d_mlp: int) -> None:
+        """ValueError that names the first neuron outside a model of this size."""
+        for neuron in self.neurons:
+            if neuron.layer >= n_layers or neuron.index >= d_mlp:
+                raise ValueError(
+                    f"neuron {neuron} is outside the model: it has layers 0 to {n_layers - 1} of {d_mlp} neurons each"
+                )
+
+
+def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
+    """A NeuronSet of one neuron or of any iterable of neurons (a NeuronSet passes through). TypeError for other things."""
+    if isinstance(neurons, NeuronSet):
+        return neurons
+    return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))

@@ -1,0 +1,36 @@
+"""Exact ablation: what P(right letter) loses when one neuron alone is set to zero at the last position."""
+
+from __future__ import annotations
+
+import torch
+
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.shapes import Scores
+from qrnca_lens.engine.last_token import LastToken
+from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.models import mlp_width
+
+
+@register("ablation", "Exact ablation", "one neuron at a time set to zero")
+def ablation_scores(asked: Asked) -> Scores:
+    """P(right letter) minus P with the neuron at zero, for every neuron. For large models use `ablate_each` on a subset."""
+    n_layers, d_mlp = asked.model.cfg.n_layers, mlp_width(asked.model)
+    everything = NeuronSet.of(*[(layer, i) for layer in range(n_layers) for i in range(d_mlp)])
+    return ablate_each(asked, everything).unflatten(0, (n_layers, d_mlp))
+
+
+def ablate_each(asked: Asked, neurons: NeuronSet) -> torch.Tensor:
+    """P(right letter) minus P with one neuron at zero, [neuron], in the order of the set.
+
+    Every neuron is one row of a batch of single last tokens that starts at its layer. ValueError for a neuron outside.
+    """
+    neurons.check_inside(asked.model.cfg.n_layers, mlp_width(asked.model))
+    last = LastToken(asked.model, asked.prompt.text)
+    untouched = last.logits.float().softmax(-1)[asked.right]
+    drops = {}
+    for layer, indices in neurons.by_layer().items():
+        factors = torch.ones(len(indices), mlp_width(asked.model), dtype=torch.float32)
+        factors[torch.arange(len(indices)), indices] = 0
+        found = untouched - last.scaled({layer: factors}).float().softmax(-1)[:, asked.right]
+        drops.update({(layer, i): drop for i, drop in zip(indices, found.cpu(), strict=True)})
+    return torch.stack([drops[neuron.layer, neuron.index] for neuron in neurons])

@@ -1,0 +1,40 @@
+"""Log-probability increase: a static score of what each neuron's value vector adds (Yu and Ananiadou, EMNLP 2024)."""
+
+from __future__ import annotations
+
+import torch
+
+from qrnca_lens.core.shapes import Scores
+from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.models import to_tokens
+from qrnca_lens.readout.residual import Readout, logits_of
+
+_ROWS = 1024
+
+
+@register("log-probability", "Log-probability increase", "Yu and Ananiadou 2024, arXiv 2312.12141")
+def log_probability_scores(asked: Asked) -> Scores:
+    """log p(right | x + m v) - log p(right | x): x is the residual stream before the MLP adds to it, m v the neuron's share.
+
+    m is the activation and v the row of W_out, which becomes what it adds to the residual stream: where a norm follows the
+    MLP (Gemma 2, OLMo 2), m v goes through that norm with its scale held at its value on this prompt. p reads the residual
+    stream through the final norm and the unembedding, as at the end of the model; in log units. Raises ModelError for an
+    architecture whose blocks or logits this does not describe.
+    """
+    model, layers = asked.model, range(asked.model.cfg.n_layers)
+    read = Readout(model, to_tokens(model, asked.prompt.text)[None], layers)
+    scores = []
+    for layer in layers:
+        before, post, rows = read.before(layer), read.post(layer)[0], model.blocks[layer].mlp.W_out
+        base = _log_p(asked, before)
+        added = [
+            _log_p(asked, before + read.added(layer, part[:, None] * values.float())) - base
+            for part, values in zip(post.split(_ROWS), rows.split(_ROWS), strict=True)
+        ]
+        scores.append(torch.cat(added))
+    return torch.stack(scores).cpu()
+
+
+def _log_p(asked: Asked, resid: torch.Tensor) -> torch.Tensor:
+    """log P(right letter) of residual streams [row, d_model]."""
+    return logits_of(asked.model, resid).log_softmax(-1)[:, asked.right]

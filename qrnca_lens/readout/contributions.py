@@ -1,0 +1,188 @@
+"""The numbers of a circuit: contributions to a neuron's pre-activation, what it writes, where heads look.
+
+The input of an MLP is the norm of a sum: the embedding, the output of every earlier head and MLP. With the norm's scale
+held at its value in this prompt, the norm is linear, so a neuron's pre-activation is a sum of one number a component
+(direct contributions; what a component does by way of later ones counts as theirs). Likewise, what a neuron writes reaches
+a letter's logit through the final norm, its scale held, and the unembedding (`models.readout`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from qrnca_lens.core.neurons import NeuronSet, Site
+from qrnca_lens.core.shapes import Tokens
+from qrnca_lens.data import LETTERS, Prompt
+from qrnca_lens.engine.path import tolerance_of
+from qrnca_lens.models import HookedModel, ModelError, exclusive, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.models.sites import (
+    MIXED,
+    MLP_OUT,
+    PATTERN,
+    RESID_PRE,
+    in_block,
+    is_gated,
+    norm_after_mlp,
+    norm_before_mlp,
+    residual_factor,
+)
+from qrnca_lens.readout.norms import norm_parts
+from qrnca_lens.readout.residual import Readout, linear_logits
+
+CONTRIBUTION_COLUMNS = ["layer", "neuron", "input", "source", "kind", "value"]
+Cache: TypeAlias = Any
+"""An ActivationCache: tensors by hook name, the batch first."""
+
+
+def cache_for(model: HookedModel, tokens: torch.Tensor, neurons: NeuronSet) -> Cache:
+    """The cached activations of one prompt that the functions below read."""
+    last, parallel = max(neurons.by_layer()), model.cfg.parallel_attn_mlp
+    names = {in_block(layer, name) for layer in range(last + (not parallel)) for name in (MIXED, PATTERN)}
+    names |= {in_block(layer, MLP_OUT) for layer in range(last)} | {in_block(0, RESID_PRE)}
+    names |= {site_hook(model, layer, site) for layer in neurons.by_layer() for site in (*_inputs(model), "post")}
+    with exclusive(model), torch.no_grad():
+        _, cache = model.run_with_cache(
+            tokens[None], attention_mask=torch.ones_like(tokens[None]), names_filter=lambda name: name in names
+        )
+    return cache
+
+
+def _inputs(model: HookedModel) -> tuple[Site, ...]:
+    return ("gate", "up") if is_gated(model) else ("pre",)
+
+
+@torch.no_grad()
+def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row for each neuron, input and source, and the pre-activations that they add up to (see `Circuit`).
+
+    Raises ModelError where the remainder is more than rounding.
+    """
+    rows, inputs = [], []
+    for layer, indices in neurons.by_layer().items():
+        sources, parts = _components(model, cache, layer)
+        mlp, norm = model.blocks[layer].mlp, norm_before_mlp(model, layer)
+        if norm is None or norm_after_mlp(model, layer) is not None:
+            raise _no_plain_sum(model, layer)
+        known = norm_parts(model, norm, mlp.W_in.T)
+        through = known.held_at(parts.sum(0, keepdim=True))(parts)
+        for site in _inputs(model):
+            weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()
+            values = through @ weights
+            bias = known.bias @ weights + _bias_of(model, layer, site)[indices]
+            actual = cache[site_hook(model, layer, site)][0, -1, indices].float()
+            remainder = actual - values.sum(0) - bias
+            size = values.abs().sum(0) + actual.abs()
+            if (remainder.abs() > tolerance_of(model) * size + 1e-6).any():
+                raise _no_plain_sum(model, layer)
+            named = [*sources, ("bias", "bias"), ("remainder", "remainder")]
+            for k, index in enumerate(indices):
+                column = [*values[:, k].tolist(), bias[k].item(), remainder[k].item()]
+                rows += [(layer, index, site, *source, value) for source, value in zip(named, column, strict=True)]
+                inputs.append((layer, index, site, actual[k].item()))
+    return (
+        pd.DataFrame(rows, columns=CONTRIBUTION_COLUMNS),
+        pd.DataFrame(inputs, columns=["layer", "neuron", "input", "value"]),
+    )
+
+
+def _no_plain_sum(model: HookedModel, layer: int) -> ModelError:
+    return ModelError(
+        f"layer {layer} of {model.cfg.model_name}: the contributions do not add up to the pre-activation; its MLP input is "
+        "not the norm of embedding, heads and MLPs, so this view would be wrong"
+    )
+
+
+def _bias_of(model: HookedModel, layer: int, site: Site) -> torch.Tensor:
+    """What is added between the weights and the site's tensor; a gated HookedTransformer adds its b_in only later."""
+    mlp = model.blocks[layer].mlp
+    like = mlp.W_in.new_zeros(mlp_width(model), dtype=torch.float32)
+    if is_gated(model) and is_hooked_transformer(model):
+        return like
+    return _of(mlp, "b_gate" if site == "gate" else "b_in", like)
+
+
+def _components(
+    model: HookedModel, cache: Cache, layer: int
+) -> tuple[list[tuple[str, str]], Float[torch.Tensor, "source d_model"]]:
+    """What the MLP's norm in `layer` reads at the last position, part by part: (name, kind) and vectors in float32."""
+    names, parts = [("embedding", "embedding")], [cache[in_block(0, RESID_PRE)][0, -1:].float()]
+    for source in range(layer + 1):
+        if source < layer or not model.cfg.parallel_attn_mlp:
+            attention = model.blocks[source].attn
+            mixed = cache[in_block(source, MIXED)][0, -1].float().reshape(model.cfg.n_heads, -1)
+            factor = residual_factor(model, source)
+            parts.append(factor * torch.einsum("hd,hdm->hm", mixed, attention.W_O.float()))
+            parts.append(factor * _of(attention, "b_O", parts[0][0])[None])
+            names += [(f"L{source}H{head}", "head") for head in range(model.cfg.n_heads)]
+            names.append((f"attention bias {source}", "bias"))
+        if source < layer:
+            parts.append(cache[in_block(source, MLP_OUT)][0, -1:].float())
+            names.append((f"MLP {source}", "mlp"))
+    return names, torch.cat(parts)
+
+
+def _of(module: Any, name: str, like: torch.Tensor) -> torch.Tensor:
+    """A parameter in float32, or zeros in the shape of `like` where the module has none."""
+    value = getattr(module, name, None)
+    return torch.zeros_like(like) if value is None else value.float()
+
+
+@torch.no_grad()
+def direct_writes(model: HookedModel, tokens: Tokens, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
+    """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one).
+
+    One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column a letter. Raises
+    ModelError for an architecture whose blocks or logits are not understood (see `models.readout`).
+    """
+    read, rows = Readout(model, tokens[None], list(neurons.by_layer())), {}
+    for layer, indices in neurons.by_layer().items():
+        post = read.post(layer)[0, indices]
+        shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].float()
+        logits = linear_logits(model, read.added(layer, shares), letters, held_at=read.final())
+        for row in zip(indices, post.tolist(), *logits.T.tolist(), strict=True):
+            rows[layer, row[0]] = (layer, *row)
+    ordered = [rows[neuron.layer, neuron.index] for neuron in neurons]
+    return pd.DataFrame(ordered, columns=["layer", "neuron", "activation", *LETTERS])
+
+
+def attention_shares(model: HookedModel, cache: Cache, of: list[str], last: int) -> pd.DataFrame:
+    """How the last token's attention is shared out over the regions of the prompt, for every head up to layer `last`."""
+    names = list(dict.fromkeys(of))
+    belongs = np.array([[region == name for name in names] for region in of], dtype=np.float32)
+    rows = []
+    for layer in range(last + (not model.cfg.parallel_attn_mlp)):
+        pattern = cache[in_block(layer, PATTERN)][0, :, -1].float().cpu().numpy()
+        rows += [(layer, head, *shares) for head, shares in enumerate((pattern @ belongs).tolist())]
+    return pd.DataFrame(rows, columns=["layer", "head", *names])
+
+
+def regions(model: HookedModel, prompt: Prompt, question: str) -> list[str]:
+    """The region of every token: "question", "option A" …, "rest"; all "prompt" for tokenizers that keep no offsets."""
+    if not model.tokenizer.is_fast:
+        return ["prompt"] * len(to_tokens(model, prompt.text))
+    spans, at = {}, 0
+    labelled = [(f"option {a}", rf"(?<!\w){a}\W{{1,3}}", o) for a, o in zip(LETTERS, prompt.options, strict=False)]
+    for name, label, part in [("question", "", question), *labelled]:
+        # with its label: an option of one letter also stands in "Options" and is itself a label
+        found = re.compile(f"{label}({re.escape(part)})").search(prompt.text, at) if part else None
+        if found:
+            spans[name], at = found.span(1), found.end()
+    made = []
+    for start, end in _offsets(model, prompt.text):
+        inside = [name for name, (first, last) in spans.items() if max(first, start) < min(last, end)]
+        made.append(inside[0] if inside else "rest")
+    return made
+
+
+def _offsets(model: HookedModel, text: str) -> list[tuple[int, int]]:
+    """Where in `text` each of its tokens stands; (0, 0) for a BOS that the model adds."""
+    read = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    offsets = [(int(start), int(end)) for start, end in read["offset_mapping"]]
+    missing = len(to_tokens(model, text)) - len(offsets)
+    return [(0, 0)] * missing + offsets if missing >= 0 else offsets[-missing:]

@@ -1,0 +1,1 @@
+"""From queries to QR neurons, in a run folder that survives interruption."""

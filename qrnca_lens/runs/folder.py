@@ -1,0 +1,242 @@
+"""The run folder of `locate`: what is computed is kept query by query, so that a run goes on, smaller or larger."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS, ModelShape, read_clusters, read_queries
+from qrnca_lens.core.store import RunError, differences, field_of, read_record, usable, write_record, write_table
+from qrnca_lens.core.writing import check_target, own_folder
+from qrnca_lens.data import Query, QuerySet
+
+_FLUSH_SECONDS = 5.0
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must be equal for one run to go on from another: the configuration, the model, and each query as it was asked.
+
+    `default_site` is what a folder of format 1 means by a site of null.
+    """
+
+    config: dict[str, Any]
+    model: dict[str, Any]
+    queries: QuerySet
+    default_site: str
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The SHA-256 of every query by its id: group, prompt texts and letters."""
+        return {query.id: QuerySet((query,)).fingerprint for query in self.queries}
+
+
+class RunFolder:
+    """The growing state of one locate call, in memory and, with a path, in parts on disk.
+
+    A query counts as done once a queries part holds it; its clusters part is written before. A finished folder (with
+    header.json) is only read if it holds all that is asked for; else its tables become a part, and it is unfinished again.
+    """
+
+    def __init__(self, path: Path | None, identity: RunIdentity, origin: Mapping[str, Any]) -> None:
+        self._path, self._identity, self._origin = path, identity, origin
+        self._clusters: list[pd.DataFrame] = []
+        self._queries: list[tuple[str, str, int, float, float]] = []
+        self._kept: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+        self._flushed = time.monotonic()
+        self.done: set[str] = set()
+        self.finished: QRNeurons | None = None
+        """The folder's result, if it holds every query that is asked for, or why it failed."""
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Read what the folder holds; one that is to be written belongs to this call alone until the block ends.
+
+        RunError for a folder of another run, with other files or in which another call works, for damage, for a newer
+        format and for one that cannot be written into.
+        """
+        with ExitStack() as stack:
+            if self._path is not None:
+                self._known(self._path)
+                if self.finished is None:
+                    self._path.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_alone_in(self._path))
+                    self._go_on(self._path)
+            yield
+
+    def add(self, query: Query, cluster: pd.DataFrame, probability: float, gap: float) -> None:
+        """Take in one query; on disk at the latest some seconds later."""
+        self._clusters.append(cluster.assign(query=query.id, group=query.group))
+        self._queries.append((query.id, query.group, len(query.prompts), probability, gap))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever ends the block, what was computed is on disk afterwards."""
+        try:
+            yield
+        finally:
+            self._flush()
+
+    def tables(self, queries: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The clusters and the rows of these queries, all done, in their order."""
+        position = {query: i for i, query in enumerate(queries)}
+        clusters, rows = (
+            table[table["query"].isin(position)].sort_values(
+                "query", key=lambda ids: ids.map(position), kind="stable", ignore_index=True
+            )
+            for table in (pd.concat(tables, ignore_index=True) for tables in zip(*self._kept, strict=True))
+        )
+        return clusters[TABLE_COLUMNS], rows[QUERY_COLUMNS]
+
+    def finish(self, located: QRNeurons) -> None:
+        """Write the result beside the parts, the header last, then drop the parts unless they hold other queries too."""
+        if self._path is not None:
+            located.write_into(self._path)
+            if self.done <= set(located.queries["query"]):
+                shutil.rmtree(self._path / "parts")
+
+    def _known(self, path: Path) -> tuple[dict[str, Any], dict[str, str], QRNeurons | None] | None:
+        """The record of the run that the folder holds, its queries and its result, which is taken if it is `finished`."""
+        manifest = path / "manifest.json"
+        if not manifest.is_file():
+            # a process that is killed before the manifest is there leaves a hidden part of it and its lock
+            ours = (".manifest.json.", _LOCK)
+            if path.is_dir() and any(not there.name.startswith(ours) for there in path.iterdir()):
+                raise RunError(f"{path} holds other files; choose an empty folder for the run")
+            return None
+        record = read_record(manifest)
+        finished = QRNeurons.load(path) if (path / "header.json").is_file() else None
+        asked = self._check(record, manifest, finished)
+        if finished is not None and self._holds(finished):
+            self._take(finished.clusters, finished.queries)
+            self.finished = finished
+        return record, asked, finished
+
+    def _go_on(self, path: Path) -> None:
+        """Make the folder ready for more; what stands in it is read anew, now that no other call writes."""
+        known, identity, manifest = self._known(path), self._identity, path / "manifest.json"
+        if self.finished is not None:
+            return
+        finished = None
+        if known is not None:
+            record, asked, finished = known
+            self._parts(path)
+            self._record(record, {**asked, **identity.fingerprints}, manifest)
+        else:
+            about = {"config": identity.config, "model": identity.model, "queries": identity.fingerprints}
+            write_record({**about, **self._origin}, manifest)
+            self._parts(path)
+        for part in sorted((path / "parts").glob("queries-*.parquet")):
+            clusters = part.with_name(part.name.replace("queries", "clusters"))
+            self._take(read_clusters(clusters, ModelShape(**self._identity.model)), read_queries(part))
+        if finished is not None:
+            self._reopen(finished, path)
+
+    def _parts(self, path: Path) -> None:
+        with usable():
+            check_target(own_folder(path / "parts") / "queries.parquet")
+
+    def _check(self, record: dict[str, Any], path: Path, finished: QRNeurons | None) -> dict[str, str]:
+        """The fingerprints of the recorded run's queries by id. RunError if it is another run than this one."""
+        config, model = (field_of(dict[str, Any], record, name, path) for name in ("config", "model"))
+        if record["format"] == 1 and config.get("site", "") is None:
+            config = {**config, "site": self._identity.default_site}
+        ours = self._identity.fingerprints
+        if record["format"] > 1:
+            asked = field_of(dict[str, str], record, "queries", path)
+        elif finished is not None:
+            asked = {query.id: QuerySet((query,)).fingerprint for query in finished.asked}
+        else:  # one fingerprint for all of them
+            whole = {"count": len(ours), "sha256": self._identity.queries.fingerprint}
+            theirs = field_of(dict[str, Any], record, "queries", path)
+            self._refuse(differences({"queries": whole}, {"queries": theirs}), path.parent)
+            asked = ours
+        here = {"config": self._identity.config, "model": self._identity.model}
+        changed = differences(here, {"config": config, "model": model})
+        changed += [
+            f"query {query!r}: other prompts, letters or group here than in the folder"
+            for query, fingerprint in ours.items()
+            if asked.get(query, fingerprint) != fingerprint
+        ]
+        self._refuse(changed, path.parent)
+        return asked
+
+    def _refuse(self, changed: list[str], path: Path) -> None:
+        if changed:
+            raise RunError(f"{path} holds another run; choose another folder. What differs:\n  " + "\n  ".join(changed))
+
+    def _holds(self, finished: QRNeurons) -> bool:
+        known = {*finished.queries["query"], *finished.failed["query"]}
+        return known >= {query.id for query in self._identity.queries}
+
+    def _record(self, record: dict[str, Any], asked: dict[str, str], manifest: Path) -> None:
+        """Bring an older call's manifest up to this one: the queries asked so far, the versions that worked on it."""
+        identity = {"config": self._identity.config, "model": self._identity.model, "queries": asked}
+        found = {**record, **identity}
+        if record.get("versions") != self._origin["versions"]:
+            again = field_of(tuple[dict[str, Any], ...], {"resumed_with": [], **record}, "resumed_with", manifest)
+            found["resumed_with"] = [*again, self._origin["versions"]]
+        if found != record:
+            write_record({name: value for name, value in found.items() if name != "format"}, manifest)
+
+    def _take(self, clusters: pd.DataFrame, queries: pd.DataFrame) -> None:
+        """Keep the rows of queries that are not done yet."""
+        new = queries[~queries["query"].isin(self.done)]
+        self._kept.append((clusters[clusters["query"].isin(new["query"])], new))
+        self.done.update(new["query"])
+
+    def _reopen(self, finished: QRNeurons, path: Path) -> None:
+        """Make an unfinished run of a finished one: its tables become a part before the header goes."""
+        if not self.done.issuperset(finished.queries["query"]):
+            self._write(finished.clusters, finished.queries)
+            self._take(finished.clusters, finished.queries)
+        (path / "header.json").unlink()
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._queries:
+            clusters, queries = (
+                pd.concat(self._clusters, ignore_index=True),
+                pd.DataFrame(self._queries, columns=QUERY_COLUMNS),
+            )
+            self._write(clusters, queries)
+            self._take(clusters, queries)
+            self._clusters, self._queries = [], []
+
+    def _write(self, clusters: pd.DataFrame, queries: pd.DataFrame) -> None:
+        if self._path is not None:
+            parts = self._path / "parts"
+            number = len(list(parts.glob("queries-*.parquet")))
+            write_table(clusters, parts / f"clusters-{number:05d}.parquet")
+            write_table(queries, parts / f"queries-{number:05d}.parquet")
+
+
+@contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """The folder for this call alone. The system frees it when the process ends, however it ends."""
+    lock = FileLock(path / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{path}: another call works in this folder; wait until it has ended, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes it when it is released
+            (path / _LOCK).unlink(missing_ok=True)
+        lock.release()

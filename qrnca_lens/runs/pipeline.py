@@ -1,0 +1,230 @@
+"""From queries to QR neurons, with a run folder that survives interruption."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from qrnca_lens._version import __version__
+from qrnca_lens.attribution import Attribution, AttributionError, attribute
+from qrnca_lens.attribution.letters import decisions, option_tokens
+from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
+from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.refine import check_enough_queries
+from qrnca_lens.core.store import run_place
+from qrnca_lens.core.terminal import progress_bar
+from qrnca_lens.data import Query, QuerySet
+from qrnca_lens.data.query import check_query_set
+from qrnca_lens.engine.path import tolerance_of
+from qrnca_lens.models import BusyModelError, HookedModel, ModelError, OptionTokens, check_hooked, check_site, mlp_width
+from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.runs.folder import RunFolder, RunIdentity
+
+_TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
+_OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
+_VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
+
+
+class FailedQueriesWarning(UserWarning):
+    """Queries that could not be located and are not in the result; `QRNeurons.failed` says which and why."""
+
+
+def locate(
+    model: HookedModel,
+    queries: QuerySet,
+    config: QRNCAConfig | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> QRNeurons:
+    """Find the QR neurons of every query (paper, section 3).
+
+    A query with a prompt that the model cannot take (too long, say), whose scores are not numbers or that meets another
+    RuntimeError (torch's, out of memory say) is left out and told: it stands in `failed` of the result, with the reason,
+    and in a FailedQueriesWarning. Not so a RuntimeError that concerns everything: one that meets the first three queries of
+    the call, a BusyModelError and an error of the device itself. These, and errors of other types, end the call as they are,
+    with the query in a note (from Python 3.11 on). The config of the result names the
+    site that was scaled, also where `config` leaves it to the model.
+
+    With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
+    model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
+    may be called again with other queries too: those that the folder knows are not computed again. A finished folder that
+    knows them all is only read; with new ones it grows, and then holds the result of the last call. Queries that failed are
+    tried again by a call that goes on with a run; a finished one keeps them as failed.
+
+    Raises ValueError for too few queries and where too few are left after those that failed, ModelError for a model or site
+    that cannot be used and where every query failed, RunError for a folder that holds another run (the message lists what
+    differs), in which another call works, with other files, damage or a newer format and, before any prompt is looked at,
+    for a place where no folder can be.
+    """
+    folder = None if out is None else run_place(out)
+    check_hooked(model)
+    check_query_set(queries)
+    tolerance_of(model)
+    config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
+    check_enough_queries(len(queries), config.common_share)
+    checked = check_prompts(model, queries)
+    check_enough_left(queries, checked.failed, config)
+    shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
+    identity = RunIdentity(asdict(config), asdict(shape), queries, check_site(model, None))
+    about: dict[str, Any] = {
+        "name": queries.name,
+        "made": list(queries.made),
+        "letters": checked.decided,
+        "versions": _versions(),
+    }
+    run = RunFolder(folder, identity, about)
+    with run.opened():
+        if run.finished is not None:
+            about = run.finished.about
+            rows = run.finished.failed.itertuples(index=False)
+            failed = [Failure(*row) for row in rows if row[0] in identity.fingerprints]
+        else:
+            failed = _compute(model, queries, config, checked, run, progress)
+        check_enough_left(queries, failed, config)
+        about = {**about, "queries": {"count": len(queries), "sha256": queries.fingerprint}}
+        worked = without(queries, failed)
+        tables = run.tables([query.id for query in worked])
+        located = QRNeurons(*tables, config, shape, about, worked, failed_table(failed))
+        if run.finished is None:
+            run.finish(located)
+    if failed:
+        warnings.warn(f"{_told(queries, failed)}. They are not in the result", FailedQueriesWarning, stacklevel=2)
+    return located
+
+
+@dataclass(frozen=True)
+class CheckedPrompts:
+    """What `check_prompts` finds, before anything is computed.
+
+    `letters`: the right letter's token for every prompt of every query that can be used. `decided`: which tokens stand for
+    the letters, after how many prompts, and how much probability the model gives them. `failed`: the queries that cannot be
+    used.
+    """
+
+    letters: dict[str, list[int]]
+    decided: list[dict[str, Any]]
+    failed: list[Failure]
+
+
+def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
+    """Whether the model can take every prompt of every query, and which tokens stand for the letters after it.
+
+    Raises what concerns everything, as `locate` does.
+    """
+    letters: dict[str, list[int]] = {}
+    decided: list[OptionTokens] = []
+    failures = _Failures()
+    for query in queries:
+        found: list[OptionTokens] = []
+        with failures.told(query, found):
+            for prompt in query.prompts:
+                found.append(option_tokens(model, prompt.text))
+            decided += found
+            letters[query.id] = [o.id_of(prompt.letter) for o, prompt in zip(found, query.prompts, strict=True)]
+    return CheckedPrompts(letters, decisions(decided), list(failures.by_query.values()))
+
+
+class _Failures:
+    """The queries of one call that failed, and whether an error is one query's or concerns everything."""
+
+    def __init__(self) -> None:
+        self.by_query: dict[str, Failure] = {}
+        self._unforeseen = 0
+        self._one_went_well = False
+
+    @contextmanager
+    def told(self, query: Query, found: Sized) -> Iterator[None]:
+        """Record an error of the block as the query's; what concerns everything is raised, with the query in a note.
+
+        `found` has one entry for each of the query's prompts that went well.
+        """
+        try:
+            yield
+            self._one_went_well = True
+        except (AttributionError, ModelError) as error:
+            self.by_query[query.id] = Failure(query.id, query.group, len(found), str(error))
+        except Exception as error:
+            self._unforeseen += 1
+            if self._concerns_everything(error):
+                if sys.version_info >= (3, 11):
+                    error.add_note(f"at query {query.id!r}, prompt {len(found)}")
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            self.by_query[query.id] = Failure(query.id, query.group, len(found), reason)
+
+    def _concerns_everything(self, error: Exception) -> bool:
+        if not isinstance(error, RuntimeError) or isinstance(error, _OF_EVERYTHING):
+            return True
+        return not self._one_went_well and self._unforeseen >= _TELLING
+
+
+def check_enough_left(queries: QuerySet, failed: Sequence[Failure], config: QRNCAConfig) -> None:
+    """ModelError where every query failed, ValueError where those that did not are too few; both name the first reason."""
+    if not failed:
+        return
+    told = _told(queries, failed)
+    if len(failed) == len(queries):
+        raise ModelError(f"no query can be located: {told}")
+    try:
+        check_enough_queries(len(queries) - len(failed), config.common_share)
+    except ValueError as error:
+        raise ValueError(f"{told}. Of those left, {error}") from None
+
+
+def without(queries: QuerySet, failed: Sequence[Failure]) -> QuerySet:
+    """The queries that did not fail."""
+    bad = {failure.query for failure in failed}
+    return queries.keep(query.id for query in queries if query.id not in bad) if bad else queries
+
+
+def _compute(
+    model: HookedModel, queries: QuerySet, config: QRNCAConfig, checked: CheckedPrompts, run: RunFolder, progress: bool
+) -> list[Failure]:
+    """Add every query that is not done to the run; those that fail are returned, in the order of `queries`."""
+    failures = _Failures()
+    unusable = {failure.query: failure for failure in checked.failed}
+    with progress_bar(progress) as bar:
+        task = bar.add_task("locating", total=len(queries))
+        with run.kept():
+            for query in queries:
+                if query.id not in unusable and query.id not in run.done:
+                    found: list[Attribution] = []
+                    with failures.told(query, found):
+                        for prompt, letter in zip(query.prompts, checked.letters[query.id], strict=True):
+                            found.append(
+                                attribute(model, prompt.text, letter, steps=config.steps, rule=config.rule, site=config.site)
+                            )
+                    if query.id not in failures.by_query:
+                        run.add(query, *_summary(query, found, config))
+                bar.advance(task)
+    failed = unusable | failures.by_query
+    return [failed[query.id] for query in queries if query.id in failed]
+
+
+def _summary(query: Query, found: Sequence[Attribution], config: QRNCAConfig) -> tuple[pd.DataFrame, float, float]:
+    """The query's cluster, its mean P(right letter) and its largest completeness gap."""
+    cluster = make_cluster(query.id, query.group, [a.scores for a in found], config.threshold)
+    gap = max(a.completeness_gap.abs().max().item() for a in found)
+    return cluster.table, sum(a.probability for a in found) / len(found), gap
+
+
+def _told(queries: QuerySet, failed: Sequence[Failure]) -> str:
+    first = failed[0]
+    where = f"{first.query!r}, at prompt {first.prompt}"
+    return f"{len(failed)} of {len(queries)} queries failed; the first, {where}: {first.reason}"
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"qrnca_lens": __version__, "python": platform.python_version(), **found}

@@ -1,0 +1,124 @@
+"""The demonstration: the main job on the shipped model, and a page that shows its result."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from qrnca_lens.attribution.letters import letter_probabilities
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.selection import qrnca
+from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.data import LETTERS, Query, load_queries
+from qrnca_lens.editing import scale
+from qrnca_lens.editing.effects import SUPPRESS, edit_effects
+from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
+from qrnca_lens.localization import layer_counts
+from qrnca_lens.methods.controls import random_sets
+from qrnca_lens.models import HookedModel, load_model
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.views.plots import figures as plots
+from qrnca_lens.views.report import Section, write_page
+
+_PER_GROUP = 12
+_HOW_TO_READ = (
+    "A multi-choice question is answered with one letter, so P(right letter) stands for the whole answer. Integrated "
+    "gradients give every MLP neuron a share of that probability. Neurons that many questions share (option letters, "
+    "wording) are removed; what is left for a question are its query-relevant (QR) neurons.\n\n"
+    "naica is the score they are ranked by: the neuron's share of its question's attribution (na) times how rare the neuron "
+    "is among all questions (ica)."
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demonstration's result: the effect over all questions, one question's neurons and edits, the page."""
+
+    located: QRNeurons
+    effect: pd.DataFrame
+    query: Query
+    neurons: pd.DataFrame
+    edits: pd.DataFrame
+    counts: pd.DataFrame
+    page: Path
+
+
+def run_demo(out: str | os.PathLike[str]) -> Demo:
+    """Locate the QR neurons of 72 domain questions on atlas; the run goes to `out`, the page to `out`/report.html.
+
+    The question that is shown is the one with the median effect, not the one with the largest.
+    """
+    model = load_model("atlas")
+    located = locate(model, load_queries("atlas/domains").sample(_PER_GROUP), out=out)
+    own = qrnca(located)
+    sets = {"its QR neurons": own, "random neurons, same layers": random_sets(own, located.model.d_mlp)}
+    effects = edit_effects(model, located.asked, sets, factors=[SUPPRESS])
+    query = located.asked[_median_query(effects[effects["method"] == "its QR neurons"])]
+    columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
+    neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
+    counts = layer_counts(located).rename(columns=lambda layer: f"layer {layer}").rename_axis(columns=None).reset_index()
+    found = Demo(
+        located, _summary(effects), query, neurons, edit_table(model, query, located), counts, Path(out) / "report.html"
+    )
+    write_page(found.page, "Query-relevant neurons of atlas", _sections(found))
+    return found
+
+
+def _median_query(effects: pd.DataFrame) -> str:
+    change = (effects["p_after"] / effects["p_before"]).sort_values()
+    return str(effects.loc[change.index[len(change) // 2], "query"])
+
+
+def _summary(effects: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for method, part in effects.groupby("method", sort=False):
+        change, flips = probability_change_ratio(part.reset_index(drop=True)), edit_success(part, boost=False)
+        own, other = (f"{m:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]" for m, ci in _both(change))
+        rows.append((f"{method} suppressed", change.queries, own, other, f"{flips.count} of {flips.of}"))
+    names = ["edit", "questions", "own question, %", "unrelated question, %", "answers turned wrong"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _both(change: PCR) -> tuple[tuple[float, tuple[float, float]], tuple[float, tuple[float, float]]]:
+    return (change.related, change.related_ci), (change.unrelated, change.unrelated_ci)
+
+
+def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataFrame:
+    """P of each letter on the first prompt: untouched, QR neurons at 0 and 2, random neurons of the same layers at 0."""
+    chosen = located.for_query(query.id)
+    control = random_sets({query.id: chosen}, located.model.d_mlp)[query.id]
+    cases: list[tuple[str, NeuronSet, float]] = [
+        ("untouched", chosen, 1.0),
+        (f"its {len(chosen)} QR neurons suppressed", chosen, 0.0),
+        (f"its {len(chosen)} QR neurons enhanced (x 2)", chosen, 2.0),
+        (f"{len(control)} random neurons of the same layers suppressed", control, 0.0),
+    ]
+    rows = []
+    for name, neurons, factor in cases:
+        with scale(model, neurons, factor):
+            rows.append([name, *letter_probabilities(model, query.prompts[:1])[0].tolist()])
+    return pd.DataFrame(rows, columns=["edit", *[f"P({letter})" for letter in LETTERS]])
+
+
+def _sections(demo: Demo) -> list[Section]:
+    located, query = demo.located, demo.query
+    effect = (
+        "Mean change of P(right letter) over all questions, with 95 % bootstrap intervals, and the prompts that turn wrong."
+    )
+    return [
+        Section("What this page shows", _HOW_TO_READ),
+        Section("Where they sit", "", plots.heatmap(located)),
+        Section("By layer", "", plots.layers(located)),
+        Section("Counts", "QR neurons by group and layer, counted once a question.", demo.counts),
+        Section("Are they really relevant?", effect, demo.effect),
+        Section(f"One question, of median effect: {query.id}", "", f"{query.prompts[0].text} {query.prompts[0].letter}"),
+        Section("Its QR neurons", "", demo.neurons),
+        Section("Its answer when they are scaled", "P of each letter, scaled at the last token.", demo.edits),
+        Section(
+            "Common neurons", "In more than 30 % of all clusters, so removed from every question's set.", located.common
+        ),
+        Section("The run", "", repr(located)),
+    ]

@@ -1,0 +1,101 @@
+"""The numbers of a neuron's card: its strongest prompts, what editing it does, the neurons most like it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.data import Prompt, Query
+from qrnca_lens.engine.activity import token_activations
+from qrnca_lens.engine.last_token import factors_of, scaled_logits
+from qrnca_lens.models import HookedModel
+
+EXAMPLES, NEIGHBOURS = 3, 8
+EDITS = {"ablated (x 0)": 0.0, "doubled (x 2)": 2.0}
+ACTIVITY_COLUMNS = ["query", "group", "template", "letter", "activation"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the neuron's activation at each of its tokens; the last one is what the ranking goes by."""
+
+    query: str
+    group: str
+    tokens: tuple[str, ...]
+    values: np.ndarray
+
+
+def activity_table(asked: Sequence[tuple[Query, Prompt]], activity: np.ndarray) -> pd.DataFrame:
+    """One row a prompt: query, group, template, letter (the right one) and the activation at its last token."""
+    rows = [(q.id, q.group, p.template, p.letter, value) for (q, p), value in zip(asked, activity.tolist(), strict=True)]
+    return pd.DataFrame(rows, columns=ACTIVITY_COLUMNS)
+
+
+def scores_of(located: QRNeurons, chosen: Neuron) -> pd.DataFrame:
+    """Every query whose cluster holds the neuron: query, group, na, ica, naica and, for a QR neuron, rank; best first."""
+    clustered, ranked = (
+        rows[(rows["layer"] == chosen.layer) & (rows["neuron"] == chosen.index)] for rows in (located.scored, located.table)
+    )
+    scores = clustered[["query", "group", "na", "ica", "naica"]].merge(ranked[["query", "rank"]], on="query", how="left")
+    return scores.sort_values(["rank", "na"], ascending=[True, False], ignore_index=True)
+
+
+def strongest_examples(
+    model: HookedModel, chosen: Neuron, asked: Sequence[tuple[Query, Prompt]], activity: np.ndarray
+) -> dict[str, tuple[Example, ...]]:
+    """The strongest prompts of either sign, one a query."""
+    chosen_rows: dict[str, list[int]] = {}
+    for name, sign in (("highest positive", 1), ("lowest negative", -1)):
+        best: dict[str, int] = {}
+        for i in np.argsort(-sign * activity, kind="stable").tolist():
+            if sign * activity[i] <= 0 or len(best) == EXAMPLES:
+                break
+            best.setdefault(asked[i][0].id, i)
+        chosen_rows[name] = list(best.values())
+    rows = [i for found in chosen_rows.values() for i in found]
+    read = token_activations(model, [asked[i][1].text for i in rows], chosen)
+    examples = {
+        i: Example(asked[i][0].id, asked[i][0].group, tuple(tokens), values.numpy())
+        for i, (tokens, values) in zip(rows, read, strict=True)
+    }
+    return {name: tuple(examples[i] for i in found) for name, found in chosen_rows.items()}
+
+
+def effects_of(model: HookedModel, chosen: Neuron, queries: Sequence[Query], scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean P(right letter) over each query's prompts: untouched, ablated and doubled at the last token; exact."""
+    factors = factors_of(model, [(NeuronSet((chosen,)), factor) for factor in (1.0, *EDITS.values())])
+    rows = []
+    for query in queries:
+        right = [option_tokens(model, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
+        logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
+        p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
+        rows.append((query.id, query.group, *p.mean(0).tolist()))
+    table = pd.DataFrame(rows, columns=["query", "group", "P untouched", *[f"P {name}" for name in EDITS]])
+    return table.merge(scores[["query", "rank"]], on="query", how="left")
+
+
+def nearest_neurons(located: QRNeurons, chosen: Neuron) -> pd.DataFrame:
+    """The neurons with the highest cosine between their naica over all queries and that of `chosen`."""
+    scored = located.scored
+    rows, keys = pd.MultiIndex.from_frame(scored[["layer", "neuron"]]).factorize()
+    columns, _ = pd.factorize(scored["query"])
+    profiles = sparse.csr_array((scored["naica"].to_numpy(), (rows, columns)))
+    at = keys.get_indexer([(chosen.layer, chosen.index)])[0]
+    if at < 0 or not profiles[[at]].count_nonzero():
+        return pd.DataFrame(columns=["layer", "neuron", "cosine", "queries"])
+    norms = np.sqrt(profiles.multiply(profiles).sum(axis=1))
+    mine = profiles[[at]].toarray()[0]
+    cosine = np.divide(profiles @ mine, norms * norms[at], out=np.zeros(len(keys)), where=norms > 0)
+    cosine[at] = -1
+    best = np.argsort(-cosine, kind="stable")[:NEIGHBOURS]
+    counts = np.diff(profiles.indptr)
+    made = [(*keys[i], float(cosine[i]), int(counts[i])) for i in best if cosine[i] > 0]
+    return pd.DataFrame(made, columns=["layer", "neuron", "cosine", "queries"])

@@ -1,0 +1,78 @@
+"""The Jupyter explorer: groups, queries and neurons, a heatmap to click, a card, a circuit, a slider with live letters."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import anywidget
+import traitlets
+
+from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.neurons import Neuron
+from qrnca_lens.core.store import RunError
+from qrnca_lens.data import QuerySet
+from qrnca_lens.models import HookedModel
+from qrnca_lens.views import html
+from qrnca_lens.views.components import MOUNT, library, script
+from qrnca_lens.views.explorer.session import Session, chosen_neuron
+
+
+@lru_cache(maxsize=1)
+def _module() -> str:
+    face = "export default { render({ model, el }) { mount(el, model); } };"
+    return f"{library()}{MOUNT}\n{script()}\n{face}"
+
+
+class Explorer(anywidget.AnyWidget):
+    """Pick a group, a query and a neuron; see the neuron's card, its circuit and what scaling it does to the letters.
+
+    Everything stays in step with Python: `selected` is a dictionary with group, query, layer, neuron, scope ("neuron" or
+    "all": what the slider scales) and factor. It can be set, in part too: a group alone brings its strongest query along, a
+    query its best neuron. `letters` are the probabilities shown. Nothing is fetched from the network. Raises RunError if
+    the run was made with another model or other queries.
+    """
+
+    _esm = traitlets.Unicode(_module()).tag(sync=True)
+    _css = traitlets.Unicode(html.style()).tag(sync=True)
+    catalog = traitlets.Dict().tag(sync=True)
+    selected = traitlets.Dict().tag(sync=True)
+    view = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, model: HookedModel, queries: QuerySet, located: QRNeurons) -> None:
+        _check_queries(queries, located)
+        self._session = Session(model, located)
+        first = self._session.first()
+        super().__init__(
+            catalog=self._session.catalog(), selected=first, view=self._session.view(first["query"], chosen_neuron(first))
+        )
+
+    @traitlets.validate("selected")
+    def _check(self, proposal: Any) -> dict[str, Any]:
+        return self._session.changed(self.selected, proposal["value"])
+
+    @traitlets.observe("selected")
+    def _follow(self, change: Any) -> None:
+        old, new = change["old"] or {}, change["new"]
+        if {**old, "factor": 0, "scope": "", "group": ""} != {**new, "factor": 0, "scope": "", "group": ""} and old:
+            self.view = self._session.view(new["query"], chosen_neuron(new))
+
+    @property
+    def neuron(self) -> Neuron | None:
+        """The selected neuron; None for a query without QR neurons."""
+        return chosen_neuron(self.selected)
+
+    @property
+    def letters(self) -> dict[str, float]:
+        """P of every letter as shown: the selected query's prompt with the selected neurons scaled."""
+        at = self.catalog["factors"].index(self.selected["factor"])
+        return dict(zip("ABCD", self.view["curves"][self.selected["scope"]][at], strict=True))
+
+
+def _check_queries(queries: QuerySet, located: QRNeurons) -> None:
+    known = {query.id: query for query in queries}
+    for query in located.asked:
+        if query.id not in known or [p.text for p in known[query.id].prompts] != [p.text for p in query.prompts]:
+            raise RunError(
+                f"query {query.id!r} of the run is not in {queries.name} with the same prompts; give the run's queries"
+            )

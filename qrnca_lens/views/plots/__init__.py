@@ -1,0 +1,1 @@
+"""Results to plotly figures. Touches no model."""

@@ -1,0 +1,149 @@
+"""One query: its letters' probabilities, its QR neurons, and a dose-response curve for each of them and for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from qrnca_lens.attribution.letters import letter_probabilities, option_tokens
+from qrnca_lens.clustering import ModelShape, QRNeurons
+from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.shown import escaped
+from qrnca_lens.core.values import whole_number
+from qrnca_lens.data import LETTERS, Query
+from qrnca_lens.engine.last_token import LastToken, factors_of
+from qrnca_lens.models import HookedModel
+from qrnca_lens.views import drawing, html
+from qrnca_lens.views.runs import asked_query, model_of
+
+FACTORS = tuple(step / 4 for step in range(17))  # 0 to 4
+ALL = "all QR neurons"
+
+
+@dataclass(frozen=True)
+class QueryView(html.View):
+    """One query of a run, its neurons and what scaling them does.
+
+    `letters`: P of every letter after each of its prompts, and the right letter. `neurons`: its QR neurons (rank, layer,
+    neuron, na, ica, naica). `dose`: P of every letter after prompt number `prompt` when the activations of `edit` (one
+    neuron, or all of them) are multiplied by `factor` at the last position; factor 1 is the untouched model.
+    """
+
+    query: Query
+    prompt: int
+    letters: pd.DataFrame
+    neurons: pd.DataFrame
+    dose: pd.DataFrame
+    model: ModelShape
+
+    @property
+    def right(self) -> str:
+        """The right letter of the prompt that `dose` is about."""
+        return self.query.prompts[self.prompt].letter
+
+    def to_frame(self) -> pd.DataFrame:
+        """The QR neurons, with P(right letter) when each alone is suppressed (x 0) and enhanced (x 2)."""
+        names = [str(Neuron(*pair)) for pair in self.neurons[["layer", "neuron"]].itertuples(index=False, name=None)]
+        found = self._right_by_edit.reindex(names)
+        return self.neurons.assign(**{"P x 0": found[0.0].to_numpy(), "P x 2": found[2.0].to_numpy()})
+
+    @cached_property
+    def _right_by_edit(self) -> pd.DataFrame:
+        """P(right letter), a row an edit and a column a factor."""
+        return self.dose.pivot(index="edit", columns="factor", values=self.right)
+
+    def curve(self, edit: str | Neuron = ALL) -> pd.DataFrame:
+        """P of every letter by factor for one edit. KeyError for an edit that was not made."""
+        rows = self.dose[self.dose["edit"] == str(edit)]
+        if rows.empty:
+            raise KeyError(f"no edit {str(edit)!r} here; there are {', '.join(self.dose['edit'].unique())}")
+        return rows.set_index("factor")[list(LETTERS)]
+
+    def __repr__(self) -> str:
+        return f"QueryView({self.query.id!r}, prompt {self.prompt}, {len(self.neurons)} QR neurons)"
+
+    def to_html(self) -> str:
+        """The view as an HTML fragment."""
+        asked = self.query.prompts[self.prompt]
+        heading = f"{self.query.id} ({self.query.group}), prompt {self.prompt}, right letter {asked.letter}"
+        shown = self.to_frame()
+        strongest = [str(Neuron(*pair)) for pair in shown[["layer", "neuron"]].head(3).itertuples(index=False, name=None)]
+        shown = shown.assign(
+            neuron=[
+                html.neuron_button(Neuron(*pair)) for pair in shown[["layer", "neuron"]].itertuples(index=False, name=None)
+            ]
+        )
+        right = {name: self._right_by_edit.loc[name].tolist() for name in (ALL, *strongest)}
+        scaled = f"P x 0 and P x 2: P({asked.letter}) after prompt {self.prompt} with that neuron alone scaled."
+        every = self.curve()
+        letters = {letter: every[letter].tolist() for letter in LETTERS}
+        return "".join(
+            [
+                html.section(heading, f"<pre>{escaped(asked.text)}</pre>", html.table(self.letters)),
+                html.section(
+                    "Dose and response",
+                    html.note(
+                        f"The activations are multiplied by the factor at the last token of prompt {self.prompt}, the one "
+                        "above; 1 is the untouched model."
+                    ),
+                    '<div class="qrnca-row"><figure><figcaption>Every letter, all QR neurons scaled</figcaption>',
+                    drawing.lines(letters, FACTORS, x_title="factor", y_title="P(letter)", strong=asked.letter),
+                    f"</figure><figure><figcaption>P({asked.letter}), the right letter</figcaption>",
+                    drawing.lines(right, FACTORS, x_title="factor", y_title=f"P({asked.letter})", strong=ALL),
+                    "</figure></div>",
+                ),
+                html.section("Its QR neurons", self._map(), html.note(scaled), html.table(shown, raw=["neuron"])),
+            ]
+        )
+
+    def _map(self) -> str:
+        rows = self.neurons[["layer", "neuron", "naica", "rank"]].itertuples(index=False, name=None)
+        marks = [
+            (a, b, naica, f"{Neuron(a, b)}, rank {rank}, naica {naica:.4f} ({self.query.id})") for a, b, naica, rank in rows
+        ]
+        return drawing.dots(marks, self.model.n_layers, self.model.d_mlp)
+
+
+def show(located: QRNeurons, query_id: str, model: HookedModel | None = None, *, prompt: int = 0) -> QueryView:
+    """Look at one query of a result: question, P of the letters, QR neurons, dose-response over factors 0 to 4.
+
+    `model`: the one the result was made with; only the shipped model can be left out. Raises KeyError for an unknown query
+    (with the nearest id), ValueError for a prompt that it does not have, RunError for another model than the run's.
+    """
+    query = asked_query(located, query_id)
+    prompt = whole_number("prompt", prompt)
+    if not 0 <= prompt < len(query.prompts):
+        raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
+    model = model_of(located, model)
+    return look(model, located, query, letter_probabilities(model, query.prompts), prompt)
+
+
+def look(
+    model: HookedModel, located: QRNeurons, query: Query, p: Float[torch.Tensor, "prompt letter"], prompt: int = 0
+) -> QueryView:
+    """The view of a query whose letters' probabilities are known already."""
+    letters = pd.DataFrame(p.tolist(), columns=[f"P({letter})" for letter in LETTERS])
+    letters.insert(0, "prompt", range(len(query.prompts)))
+    letters["right"] = [asked.letter for asked in query.prompts]
+    columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
+    neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
+    chosen = located.for_query(query.id)
+    edits = [(ALL, chosen), *((str(neuron), NeuronSet((neuron,))) for neuron in chosen)]
+    return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt].text, edits), located.model)
+
+
+def dose_response(model: HookedModel, text: str, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
+    """Columns edit, factor and P of every letter after `text`, a row for each edit and each of `FACTORS`."""
+    last = LastToken(model, text)
+    ids = torch.tensor(option_tokens(model, text).ids)
+    scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
+    logits = last.scaled({layer: rows.to(last.logits) for layer, rows in factors_of(model, scaled).items()}, batch=512)
+    p = logits.float().softmax(-1).cpu()[:, ids]
+    names = [(name, factor) for name, _ in edits for factor in FACTORS]
+    return pd.DataFrame(
+        [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *LETTERS]
+    )
