@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute,
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.editing import suppress
-from qrnca_lens.engine.integral import integrate_by_shared_prefix
-from qrnca_lens.engine.path import PathTask, probability_of
+from qrnca_lens.engine.asks import Ask, asked, probability_of
+from qrnca_lens.engine.integral import PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
 from qrnca_lens.models import ModelError, load_model, sites_of, to_tokens
 
@@ -32,8 +32,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_engine_equals_the_plain_path(family: str, text: str, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)
     for site in sites_of(model):
-        task = PathTask(model, to_tokens(model, text), probability_of(40), site, quadrature("right", 5).with_ends())
-        fast, slow = integrate_by_shared_prefix(task), integrate_plainly(task)
+        task = PathTask(model, site, quadrature("right", 5).with_ends())
+        ask = asked(to_tokens(model, text), probability_of(40))
+        fast, slow = integrate_by_rows(task, [ask])[0], integrate_plainly(task, ask)
         assert relative(fast.scores, slow.scores) < 1e-4
         assert torch.allclose(fast.at_zero, slow.at_zero, rtol=1e-4)
         assert fast.drift.max() < 1e-5
@@ -156,25 +157,32 @@ def test_a_failed_self_check_falls_back_and_says_so(model_of: Callable[[str], An
         return tensor
 
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", by_absolute_position)]):
-        with pytest.warns(SlowPathWarning, match="does not reproduce"):
+        with pytest.warns(SlowPathWarning, match="do not give its own logits"):
             found = attribute(model, TEXT, 40, steps=3)
         plain = integrate_plainly(
-            PathTask(model, to_tokens(model, TEXT), probability_of(40), "up", quadrature("right", 3).with_ends())
+            PathTask(model, "up", quadrature("right", 3).with_ends()), asked(to_tokens(model, TEXT), probability_of(40))
         )
     assert torch.equal(found.scores, plain.scores)
 
 
 def test_bfloat16_scores_agree_with_the_plain_path_and_float16_is_refused(folder_of: Callable[[str], Path]) -> None:
     model = load_model(folder_of("llama"), device="cpu", dtype=torch.bfloat16)
-    task = PathTask(model, to_tokens(model, TEXT), probability_of(40), "up", quadrature("right", 4).with_ends())
-    assert relative(integrate_by_shared_prefix(task).scores, integrate_plainly(task).scores) < 0.1
+    task = PathTask(model, "up", quadrature("right", 4).with_ends())
+    asks = [asked(to_tokens(model, text), probability_of(40)) for text in (TEXT, TEXT[-9:], TEXT[9:])]
+    plain = [integrate_plainly(task, ask) for ask in asks]
+    for together in (1, 3):
+        for start in range(0, 3, together):
+            found = integrate_by_rows(task, asks[start : start + together])
+            for fast, slow in zip(found, plain[start:], strict=False):
+                assert relative(fast.scores, slow.scores) < 0.1
+                assert fast.drift.max() < 5e-2
     with pytest.raises(ModelError, match="gradients underflow in float16"):
         attribute(model.to(torch.float16), TEXT, 40)
 
 
 def test_a_site_that_does_not_take_is_an_error(model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(task: PathTask) -> Any:
-        path = integrate_plainly(task)
+    def broken(task: PathTask, ask: Ask) -> Any:
+        path = integrate_plainly(task, ask)
         return replace(path, drift=path.drift + 0.5)
 
     monkeypatch.setattr(integrated, "integrate_plainly", broken)
@@ -187,20 +195,20 @@ def test_interventions_stay_active_during_attribution(model_of: Callable[[str], 
     with suppress(model, Neuron(1, 7)):
         found = attribute(model, TEXT, 40, steps=3)
         plain = integrate_plainly(
-            PathTask(model, to_tokens(model, TEXT), probability_of(40), "up", quadrature("right", 3).with_ends())
+            PathTask(model, "up", quadrature("right", 3).with_ends()), asked(to_tokens(model, TEXT), probability_of(40))
         )
     assert relative(found.scores, plain.scores) < 1e-4
     assert relative(found.scores, attribute(model, TEXT, 40, steps=3).scores) > 1e-3
 
 
 def test_scores_that_are_no_numbers_are_an_error(model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(task: PathTask) -> Any:
-        path = integrate_plainly(task)
+    def broken(task: PathTask, asks: Sequence[Ask]) -> Any:
+        (path,) = integrate_by_rows(task, asks)
         scores = path.scores.clone()
         scores[1, 3] = float("nan")
-        return replace(path, scores=scores)
+        return [replace(path, scores=scores)]
 
-    monkeypatch.setattr(integrated, "integrate_by_shared_prefix", broken)
+    monkeypatch.setattr(integrated, "integrate_by_rows", broken)
     with pytest.raises(AttributionError, match=r"layer 1: NaN or infinite scores for the prompt .*Answer:"):
         attribute(model_of("llama"), TEXT, 40, steps=2)
 

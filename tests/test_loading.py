@@ -19,8 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 import qrnca_lens as ql
 from qrnca_lens.attribution import SlowPathWarning
 from qrnca_lens.data import Prompt
-from qrnca_lens.engine.last_token import LastToken, factors_of
-from qrnca_lens.engine.path import drift_of
+from qrnca_lens.engine.agreement import drift_of
+from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.models import ModelError, check_hooked, load_model
 
 TEXT = "Which letter is right?\nAnswer:"
@@ -448,7 +448,7 @@ def test_another_default_dtype_changes_nothing(
 ) -> None:
     wanted = ql.attribute(model_of(family), TEXT, " A", steps=3)
     edits = [(ql.NeuronSet.of((1, 3), (2, 5)), 0.0)]
-    edited = LastToken(model_of(family), TEXT).scaled(factors_of(model_of(family), edits))
+    (edited,) = read_edited(model_of(family), [TEXT], [edits], [lambda logits: logits])
     torch.set_default_dtype(torch.float64)
     try:
         model = load_model(folder_of(family), device="cpu")
@@ -458,7 +458,7 @@ def test_another_default_dtype_changes_nothing(
             found = ql.attribute(loaded, TEXT, " A", steps=3)
             assert found.scores.dtype == torch.float32
             assert torch.allclose(found.scores, wanted.scores, atol=1e-8)
-            assert torch.allclose(LastToken(loaded, TEXT).scaled(factors_of(loaded, edits)), edited, atol=1e-6)
+            assert torch.allclose(read_edited(loaded, [TEXT], [edits], [lambda x: x])[0], edited, atol=1e-6)
             assert ql.letter_probabilities(loaded, [Prompt(TEXT, "A")]).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)

@@ -19,7 +19,7 @@ from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.editing.collateral import neutral_loss
 from qrnca_lens.editing.effects import edit_effects
-from qrnca_lens.engine.last_token import LastToken, scaled_logits
+from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods import score
 from qrnca_lens.models import ModelError, finite, load_model, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
@@ -192,7 +192,7 @@ def test_nan_in_a_weight_is_named_and_answers_nothing(
     weights.data[(-1,) * weights.dim()] = float("nan")
     ask: list[Callable[[], Any]] = [
         lambda: answers(model, short_queries),
-        lambda: LastToken(model, short_queries["q0"].prompts[0].text),
+        lambda: read_edited(model, [short_queries["q0"].prompts[0].text], [[]], [lambda logits: logits]),
         lambda: edit_effects(model, short_queries, {"m": {"q0": NeuronSet.of((0, 1))}}),
         lambda: neutral_loss(model, {"q0": NeuronSet.of((0, 1))}, 0.0, "Which letter is right?"),
         lambda: score("log-probability", model, short_queries["q0"].prompts[0]),
@@ -219,8 +219,6 @@ def test_numbers_that_cease_without_a_bad_weight(model_of: Callable[[str], Any])
         pytest.raises(ModelError, match="they begin in layer 2, whose weights are numbers; take off hooks and edits"),
     ):
         letter_probabilities(model, [prompt])
-    factors = {2: torch.full((1, 48), 3e38)}
+    far = (NeuronSet.of(*((2, i) for i in range(48))), 3e38)
     with pytest.raises(ModelError, match=r"own logits are numbers; scaling its neurons leaves the range"):
-        LastToken(model, prompt.text).scaled(factors)
-    with pytest.raises(ModelError, match=r"own logits are numbers; scaling its neurons leaves the range"):
-        scaled_logits(model, [prompt.text], factors)
+        read_edited(model, [prompt.text], [[far]], [lambda logits: logits])

@@ -16,7 +16,7 @@ from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import Prompt
 from qrnca_lens.editing import enhance, suppress
 from qrnca_lens.engine.activity import token_activations
-from qrnca_lens.engine.last_token import factors_of, scaled_logits
+from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.engine.row_ends import row_ends
 from qrnca_lens.models import to_tokens
 
@@ -227,10 +227,11 @@ def test_the_package_reads_every_prompt_at_its_own_end_under_an_edit(family: str
     model = model_of(family)
     with tokenizer_of(model, pad_token="</s>"):
         texts = [f"{text}</s>" for text in TEXTS] + TEXTS
-        edit = factors_of(model, [(NeuronSet.of((2, 1)), 0.0)])
+        edits, reading = [(NeuronSet.of((2, 1)), 0.0)], [lambda logits: logits]
         with suppress(model, CHOSEN):
-            together = scaled_logits(model, texts, edit)
-            assert torch.allclose(together, torch.cat([scaled_logits(model, [text], edit) for text in texts]), atol=1e-4)
+            together = read_edited(model, texts, [edits] * len(texts), reading * len(texts))
+            for rows, text in zip(together, texts, strict=True):
+                assert torch.allclose(rows, read_edited(model, [text], [edits], reading)[0], atol=1e-4)
             for (_, values), text in zip(token_activations(model, texts, Neuron(1, 3)), texts, strict=True):
                 assert torch.allclose(values, token_activations(model, [text], Neuron(1, 3))[0][1], atol=1e-5)
                 assert values[-1] == 0

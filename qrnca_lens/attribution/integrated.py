@@ -1,9 +1,9 @@
-"""Integrated gradients for every MLP neuron at the last position (paper, section 3.2)."""
+"""Integrated gradients for every MLP neuron at chosen positions of many prompts (paper, section 3.2)."""
 
 from __future__ import annotations
 
-import warnings
-from typing import SupportsIndex
+from collections.abc import Sequence
+from typing import SupportsIndex, overload
 
 import torch
 
@@ -12,93 +12,143 @@ from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.core.values import whole_number
+from qrnca_lens.engine.agreement import tolerance_of
+from qrnca_lens.engine.asks import Ask, Objective, Positions, asked, probability_of
+from qrnca_lens.engine.batches import in_batches
+from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
-from qrnca_lens.engine.integral import integrate_by_shared_prefix
-from qrnca_lens.engine.path import Objective, PathIntegral, PathTask, probability_of, tolerance_of
+from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, is_hooked_transformer, target_id, to_tokens
+from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, target_id, to_tokens
+
+TextOrTokens = str | torch.Tensor
+Target = str | SupportsIndex
 
 
 class AttributionError(RuntimeError):
     """Scores that are not numbers, or of a model whose weights are not; the message names the place and the prompt."""
 
 
-class SlowPathWarning(UserWarning):
-    """The shared-prefix engine does not fit this model (or a hook on it), and the plain path is used."""
-
-
+@overload
 def attribute(
     model: HookedModel,
-    prompt: str | Tokens,
-    target: str | SupportsIndex,
+    prompts: TextOrTokens,
+    targets: Target,
+    *,
+    steps: int = ...,
+    rule: Rule = ...,
+    site: Site | None = ...,
+    positions: Positions = ...,
+) -> Attribution: ...
+@overload
+def attribute(
+    model: HookedModel,
+    prompts: Sequence[TextOrTokens],
+    targets: Sequence[Target],
+    *,
+    steps: int = ...,
+    rule: Rule = ...,
+    site: Site | None = ...,
+    positions: Positions = ...,
+) -> list[Attribution]: ...
+def attribute(
+    model: HookedModel,
+    prompts: TextOrTokens | Sequence[TextOrTokens],
+    targets: Target | Sequence[Target],
     *,
     steps: int = 16,
     rule: Rule = "right",
     site: Site | None = None,
-) -> Attribution:
-    """Score every MLP neuron for `target` (a token string taken literally, or a token id) after `prompt` (text or tokens).
+    positions: Positions = "last",
+) -> Attribution | list[Attribution]:
+    """Score every MLP neuron for a target (a token string taken literally, or a token id) after a prompt (text or tokens).
 
-    `rule`: "right" (the paper), "endpoints" (the authors' code) or "gauss-legendre". `site`: see `models.sites`; None is
-    the paper's choice for the model. Hooks that the model already carries stay active. HookedTransformers run through the
-    shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own logits), else on
-    the plain path with a SlowPathWarning; bridges always take the plain path. Raises ModelError for a target that is not
-    one token, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule or number
-    of steps that is none; AttributionError for NaN or infinite scores or weights; BusyModelError if another thread
-    uses the model.
+    One prompt and one target give one Attribution; a list of prompts with a target each gives a list, and the prompts run
+    together. `rule`: "right" (the paper), "endpoints" (the authors' code) or "gauss-legendre". `site`: see `models.sites`;
+    None is the paper's choice for the model. `positions`: what is scaled, "last" (the paper), "all", a position or spans
+    (start, stop); the scores of a neuron are summed over them. Hooks that the model already carries stay active. Prompts run
+    through the shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own logits),
+    else on the plain path with a SlowPathWarning. Raises ModelError for a target that is not one token, a site that the
+    model lacks, a prompt that does not fit or a float16 model; ValueError for a rule, number of steps or positions that are
+    none, or lists of different lengths; AttributionError for NaN or infinite scores or weights; BusyModelError if another
+    thread uses the model.
     """
     check_hooked(model)
-    steps = whole_number("steps", steps)
-    token = target_id(model, target)
-    path = integrate_objective(model, prompt, probability_of(token), steps=steps, rule=rule, site=site)
-    gap = path.scores.sum(1) - (path.untouched - path.at_zero)
-    name = target if isinstance(target, str) else model.tokenizer.decode([token])
-    return Attribution(
-        path.scores, path.untouched, gap, _text_of(model, prompt), name, token, check_site(model, site), rule, steps
-    )
+    steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
+    asked_for, wanted = _pairs(prompts, targets)
+    ids = [target_id(model, target) for target in wanted]
+    tokens = [to_tokens(model, prompt) for prompt in asked_for]
+    objectives = [probability_of(token) for token in ids]
+    paths = integrate(model, tokens, objectives, steps=steps, rule=rule, site=site, positions=positions)
+    site = check_site(model, site)
+    found = []
+    for prompt, target, token, path in zip(asked_for, wanted, ids, paths, strict=True):
+        gap = path.scores.sum(1) - (path.untouched - path.at_zero)
+        name = target if isinstance(target, str) else model.tokenizer.decode([token])
+        text = prompt if isinstance(prompt, str) else _text_of(model, prompt)
+        found.append(Attribution(path.scores, path.untouched, gap, text, name, token, site, rule, steps))
+    return found[0] if one else found
 
 
-def integrate_objective(
+def integrate(
     model: HookedModel,
-    prompt: str | Tokens,
-    objective: Objective,
+    prompts: Sequence[TextOrTokens],
+    objectives: Sequence[Objective],
     *,
     steps: int = 16,
     rule: Rule = "right",
     site: Site | None = None,
-) -> PathIntegral:
-    """`attribute` for any differentiable function of the last position's logits; scores in the objective's unit."""
+    positions: Positions = "last",
+) -> list[PathIntegral]:
+    """`attribute` for any differentiable functions of the last position's logits; scores in the objective's unit."""
     check_hooked(model)
-    nodes = quadrature(rule, steps).with_ends()
+    task = PathTask(model, check_site(model, site), quadrature(rule, steps).with_ends())
     with torch.inference_mode(False):
-        task = PathTask(model, to_tokens(model, prompt), objective, check_site(model, site), nodes)
+        tokens = [to_tokens(model, prompt) for prompt in prompts]
+        asks = [asked(ids, objective, positions) for ids, objective in zip(tokens, objectives, strict=True)]
     fault = weight_fault(model)
-    if fault:
-        raise AttributionError(f"no valid scores for the prompt {_text_of(model, prompt)[-80:]!r}: {fault}")
+    if fault and asks:
+        raise AttributionError(f"no valid scores for the prompt {_text_of(model, asks[0].tokens)[-80:]!r}: {fault}")
+    found: list[PathIntegral] = []
     # gradients are needed also where the caller has switched them off for good
     with exclusive(model), torch.inference_mode(False):
-        path = _integrate(task)
-    bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
-    if bad:
-        # gradients flow backwards: NaN in one layer's gradient makes that of all earlier layers NaN
-        what = f"NaN or infinite scores for the prompt {_text_of(model, prompt)[-80:]!r}"
-        place = where_numbers_cease(model, task.tokens)
-        raise AttributionError(f"{what}: {place}" if place else f"layer {bad[-1]}: {what}; its logits are numbers")
-    return path
+        for batch in in_batches(asks, len(asks), lambda part: _integrals(task, part)):
+            found += batch
+    return found
 
 
-def _integrate(task: PathTask) -> PathIntegral:
-    tolerance = tolerance_of(task.model)
-    if is_hooked_transformer(task.model):
-        path = integrate_by_shared_prefix(task)
-        if _reproduces(path, tolerance) or not torch.isfinite(path.scores).all():
-            return path
-        warnings.warn(
-            f"the shared-prefix engine does not reproduce {task.model.cfg.model_name}; using the plain path",
-            SlowPathWarning,
-            stacklevel=4,
-        )
-    path = integrate_plainly(task)
-    if torch.isfinite(path.scores).all() and not _reproduces(path, tolerance):
+def _pairs(
+    prompts: TextOrTokens | Sequence[TextOrTokens], targets: Target | Sequence[Target]
+) -> tuple[list[TextOrTokens], list[Target]]:
+    """The prompts with their targets, as lists."""
+    if isinstance(prompts, str | torch.Tensor):
+        if isinstance(targets, Sequence) and not isinstance(targets, str):
+            raise ValueError("one prompt has one target; for several, give a list of prompts with a target each")
+        return [prompts], [targets]
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise ValueError(f"{len(prompts)} prompts and one target; give a list of targets, one for each prompt")
+    if len(prompts) != len(targets):
+        raise ValueError(f"{len(prompts)} prompts and {len(targets)} targets; give each prompt a target of its own")
+    return list(prompts), list(targets)
+
+
+def _integrals(task: PathTask, asks: Sequence[Ask]) -> list[PathIntegral]:
+    """By rows, those on the plain path that the rows cannot stand for."""
+    model, tolerance = task.model, tolerance_of(task.model)
+    found, why = by_rows(model, lambda: integrate_by_rows(task, asks))
+    paths = [path if _stands(path, tolerance) else None for path in found] if found else [None] * len(asks)
+    warn_slow(model, paths.count(None), len(asks), why, stacklevel=6)
+    return [_valid(task, ask, path or _plain(task, ask, tolerance)) for ask, path in zip(asks, paths, strict=True)]
+
+
+def _stands(path: PathIntegral, tolerance: float) -> bool:
+    """Whether every layer scaled by 1 gives the untouched model's logits; also for scores that are no numbers anyway."""
+    return path.drift.max().item() <= tolerance or not bool(torch.isfinite(path.scores).all())
+
+
+def _plain(task: PathTask, ask: Ask, tolerance: float) -> PathIntegral:
+    path = integrate_plainly(task, ask)
+    if not _stands(path, tolerance):
         raise AttributionError(
             f"site {task.site!r} of {task.model.cfg.model_name} cannot be scaled: putting its own values back changes the "
             f"logits by {path.drift.max():.2g} of the largest; try another site, or remove hooks that read other positions"
@@ -106,10 +156,16 @@ def _integrate(task: PathTask) -> PathIntegral:
     return path
 
 
-def _reproduces(path: PathIntegral, tolerance: float) -> bool:
-    """Whether every layer scaled by 1 gives the untouched model's logits."""
-    return path.drift.max().item() <= tolerance
+def _valid(task: PathTask, ask: Ask, path: PathIntegral) -> PathIntegral:
+    """The path itself. AttributionError for scores that are no numbers."""
+    bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
+    if bad:
+        # gradients flow backwards: NaN in one layer's gradient makes that of all earlier layers NaN
+        what = f"NaN or infinite scores for the prompt {_text_of(task.model, ask.tokens)[-80:]!r}"
+        place = where_numbers_cease(task.model, ask.tokens)
+        raise AttributionError(f"{what}: {place}" if place else f"layer {bad[-1]}: {what}; its logits are numbers")
+    return path
 
 
-def _text_of(model: HookedModel, prompt: str | Tokens) -> str:
-    return prompt if isinstance(prompt, str) else str(model.tokenizer.decode(to_tokens(model, prompt)))
+def _text_of(model: HookedModel, tokens: Tokens) -> str:
+    return str(model.tokenizer.decode(to_tokens(model, tokens)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -16,6 +16,8 @@ from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import LETTERS, Prompt, QuerySet
 from qrnca_lens.data.query import check_query_set, texts_of
 from qrnca_lens.engine.activity import last_positions
+from qrnca_lens.engine.asks import Positions
+from qrnca_lens.engine.edits import Edit, read_edited
 from qrnca_lens.engine.hooks import is_edited, without_edits
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.fingerprint import Written, written
@@ -104,6 +106,22 @@ def letters_and_activations(
         p[rows] = everything.gather(1, torch.tensor([known[asked[i]].ids for i in rows]))
         activations[rows] = posts.float().cpu()
     return p, activations
+
+
+def edited_letters(
+    model: HookedModel, prompts: Sequence[str], edits: Sequence[Sequence[Edit]], *, positions: Positions = "last"
+) -> list[Float[torch.Tensor, "row letter"]]:
+    """P of each option letter after each prompt: row 0 untouched, then a row for each of the prompt's edits at `positions`.
+
+    All prompts run together, each once for all its edits.
+    """
+    readings = [_letters_read(options.ids) for options in options_of(model, prompts)]
+    return read_edited(model, prompts, edits, readings, positions=positions)
+
+
+def _letters_read(ids: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    chosen = list(ids)
+    return lambda logits: logits.float().softmax(-1)[:, chosen].cpu()
 
 
 def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.DataFrame:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
+from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.data.query import check_query_set
-from qrnca_lens.editing.effects import edited_letters
 from qrnca_lens.editing.interventions import scale
 from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.models import HookedModel, ModelError, exclusive, to_tokens
@@ -33,9 +33,9 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
     check_query_set(queries)
     owners, factor = list(edited), number("factor", factor)
     right, p = [], []
-    for query in queries:
-        prompt = query.prompts[0]
-        letters = edited_letters(model, prompt, [(edited[owner], factor) for owner in owners])
+    prompts, edits = [query.prompts[0] for query in queries], [(edited[owner], factor) for owner in owners]
+    found = edited_letters(model, [prompt.text for prompt in prompts], [edits] * len(prompts))
+    for prompt, letters in zip(prompts, found, strict=True):
         index = LETTERS.index(prompt.letter)
         right.append(letters.argmax(1) == index)
         p.append(letters[:, index])

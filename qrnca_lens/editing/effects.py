@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 
-from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
-from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
+from qrnca_lens.data import LETTERS, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
-from qrnca_lens.engine.last_token import LastToken, factors_of
+from qrnca_lens.engine.asks import Positions
 from qrnca_lens.models import HookedModel, check_hooked
 
 SUPPRESS, BOOST = 0.0, 2.0
@@ -55,11 +54,12 @@ def edit_effects(
     *,
     factors: Sequence[float] = (SUPPRESS, BOOST),
     seed: int = 0,
+    positions: Positions = "last",
 ) -> pd.DataFrame:
     """Scale each query's own neurons, as each method gives them; one row a (method, factor, query) with COLUMNS.
 
     `queries` of a run are its `located.asked`, without those that failed. `methods` maps a method's name to its neurons by
-    query id. Only the last position is scaled. Probabilities are means
+    query id. `positions` are scaled: "last" (the paper), "all", a position or spans. Probabilities are means
     over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the answer is the likeliest of
     the four letters). The unrelated query is drawn from another group with `seed` and the query's id, so that all methods
     and factors meet the same one. An empty set changes nothing. Every prompt runs once for all edits that concern it.
@@ -83,10 +83,15 @@ def edit_effects(
                 for query in (owner, partner[owner]):
                     wanted[query].append(_Edit(method, owner, factor))
     before, after = {}, {}
+    texts, edits = [], []
     for query in queries:
         if wanted[query.id]:
-            edits = [(methods[e.method][e.owner], e.factor) for e in wanted[query.id]]
-            found = torch.stack([edited_letters(model, prompt, edits) for prompt in query.prompts], dim=1)
+            texts += [prompt.text for prompt in query.prompts]
+            edits += [[(methods[e.method][e.owner], e.factor) for e in wanted[query.id]]] * len(query.prompts)
+    read = iter(edited_letters(model, texts, edits, positions=positions))
+    for query in queries:
+        if wanted[query.id]:
+            found = torch.stack([next(read) for _ in query.prompts], dim=1)
             before[query.id] = found[0]
             after.update({(edit, query.id): p for edit, p in zip(wanted[query.id], found[1:], strict=True)})
     rows = []
@@ -99,17 +104,6 @@ def edit_effects(
                 head = (method, factor, owner, query.group, len(sets[owner]), other.id, len(query.prompts))
                 rows.append((*head, *own, *elsewhere[:2]))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def edited_letters(
-    model: HookedModel, prompt: Prompt, edits: Iterable[tuple[NeuronSet, float]]
-) -> Float[torch.Tensor, "row letter"]:
-    """P of each option letter: row 0 untouched, then a row an edit (neurons, factor) at the last position."""
-    last = LastToken(model, prompt.text)
-    rows = factors_of(model, [(NeuronSet(), 1.0), *edits])
-    logits = torch.cat([last.logits[None], last.scaled(rows)[1:]])
-    ids = torch.tensor(option_tokens(model, prompt.text).ids, device=logits.device)
-    return logits.float().softmax(-1)[:, ids].cpu()
 
 
 def unrelated(query: Query, queries: QuerySet, seed: int) -> str:

@@ -23,6 +23,11 @@ def is_edited(model: HookedModel) -> bool:
     return any(not handle.is_permanent for point in model.hook_dict.values() for handle in point.fwd_hooks)
 
 
+def carries_hooks(model: HookedModel) -> bool:
+    """Whether any forward hook is on the model, permanent ones included."""
+    return any(point.fwd_hooks for point in model.hook_dict.values())
+
+
 @contextmanager
 def without_edits(model: HookedModel) -> Iterator[None]:
     """The forward hooks that are not permanent rest while the block runs; afterwards all are as before, in their order."""

@@ -1,47 +1,47 @@
 """The plain path: one full forward pass a layer, all steps as a batch. Slow, literal, the oracle of the tests.
 
-Used by `attribute` only for models that the shared-prefix engine cannot run.
+Used only where the rows do not give the model's own logits.
 """
 
 from __future__ import annotations
 
 import torch
 
+from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
+from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.hooks import with_hooks
-from qrnca_lens.engine.path import PathIntegral, PathTask, drift_of, gradients_for_leaves_only
+from qrnca_lens.engine.integral import PathIntegral, PathTask
 from qrnca_lens.models import site_hook
 
 
-def integrate_plainly(task: PathTask) -> PathIntegral:
+def integrate_plainly(task: PathTask, ask: Ask) -> PathIntegral:
     """The paper's equation as it stands, for every layer."""
-    model, weights = task.model, task.quadrature.weights.to(task.tokens.device)
+    model, tokens, weights = task.model, ask.tokens, task.quadrature.weights.to(ask.tokens.device)
     names = [site_hook(model, layer, task.site) for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
         logits, cache = model.run_with_cache(
-            task.tokens[None],
-            attention_mask=torch.ones_like(task.tokens[None]),
-            names_filter=lambda name: name in names,
+            tokens[None], attention_mask=torch.ones_like(tokens[None]), names_filter=lambda name: name in names
         )
-    untouched = logits[0, -1]
+    untouched, where = logits[0, -ask.reads :], torch.tensor(ask.scaled, device=tokens.device)
     scores, at_zero, drift = [], [], []
     for name in names:
-        value = cache[name][0, -1]
-        scaled = (task.quadrature.nodes.to(value)[:, None] * value).requires_grad_(True)
+        value = cache[name][0, where]
+        scaled = (task.quadrature.nodes.to(value)[:, None, None] * value).requires_grad_(True)
 
         def put(tensor: torch.Tensor, hook: object, scaled: torch.Tensor = scaled) -> torch.Tensor:
-            return torch.cat([tensor[:, :-1], scaled[:, None]], dim=1)
+            return tensor.index_copy(1, where, scaled)
 
         with gradients_for_leaves_only(model), with_hooks(model, [(name, put)]):
-            batch = task.tokens.expand(len(scaled), -1)
-            scaled_logits = model(batch, attention_mask=torch.ones_like(batch))[:, -1]
-            found = task.objective(scaled_logits)
+            batch = tokens.expand(len(scaled), -1)
+            scaled_logits = model(batch, attention_mask=torch.ones_like(batch))[:, -ask.reads :]
+            found = ask.objective(scaled_logits)
             (gradient,) = torch.autograd.grad(found.sum(), scaled)
-        scores.append(value.float() * (weights[:, None] * gradient.float()).sum(0))
+        scores.append((value.float() * (weights[:, None, None] * gradient.float()).sum(0)).sum(0))
         at_zero.append(found[0].detach().float())
         drift.append(drift_of(scaled_logits[-1], untouched))
     return PathIntegral(
         torch.stack(scores).cpu(),
         torch.stack(at_zero).cpu(),
         torch.stack(drift).cpu(),
-        task.objective(untouched).item(),
+        ask.objective(untouched).item(),
     )

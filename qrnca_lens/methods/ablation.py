@@ -6,7 +6,7 @@ import torch
 
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.engine.last_token import LastToken
+from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods.scoring import Asked, register
 from qrnca_lens.models import mlp_width
 
@@ -25,12 +25,8 @@ def ablate_each(asked: Asked, neurons: NeuronSet) -> torch.Tensor:
     Every neuron is one row of a batch of single last tokens that starts at its layer. ValueError for a neuron outside.
     """
     neurons.check_inside(asked.model.cfg.n_layers, mlp_width(asked.model))
-    last = LastToken(asked.model, asked.prompt.text)
-    untouched = last.logits.float().softmax(-1)[asked.right]
-    drops = {}
-    for layer, indices in neurons.by_layer().items():
-        factors = torch.ones(len(indices), mlp_width(asked.model), dtype=torch.float32)
-        factors[torch.arange(len(indices)), indices] = 0
-        found = untouched - last.scaled({layer: factors}).float().softmax(-1)[:, asked.right]
-        drops.update({(layer, i): drop for i, drop in zip(indices, found.cpu(), strict=True)})
-    return torch.stack([drops[neuron.layer, neuron.index] for neuron in neurons])
+    edits = [(NeuronSet((neuron,)), 0.0) for neuron in neurons]
+    (p,) = read_edited(
+        asked.model, [asked.prompt.text], [edits], [lambda logits: logits.float().softmax(-1)[:, asked.right]]
+    )
+    return (p[0] - p[1:]).cpu()

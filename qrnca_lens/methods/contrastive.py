@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qrnca_lens.attribution.integrated import integrate_objective
+from qrnca_lens.attribution.integrated import integrate
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.methods.scoring import Asked, register
 
@@ -15,7 +15,7 @@ def contrastive_scores(asked: Asked) -> Scores:
     right, wrong = asked.right, torch.tensor(asked.wrong)
 
     def objective(logits: torch.Tensor) -> torch.Tensor:
-        logs = logits.float().log_softmax(-1)
+        logs = logits[..., -1, :].float().log_softmax(-1)
         return logs[..., right] - logs[..., wrong].max(-1).values
 
-    return integrate_objective(asked.model, asked.prompt.text, objective).scores
+    return integrate(asked.model, [asked.prompt.text], [objective])[0].scores

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from qrnca_lens.core.neurons import NeuronSet, Site
 from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.data import LETTERS, Prompt
-from qrnca_lens.engine.path import tolerance_of
+from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.models import HookedModel, ModelError, exclusive, is_hooked_transformer, mlp_width, site_hook, to_tokens
 from qrnca_lens.models.sites import (
     MIXED,

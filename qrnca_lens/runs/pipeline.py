@@ -25,7 +25,7 @@ from qrnca_lens.core.store import run_place
 from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.data.query import check_query_set
-from qrnca_lens.engine.path import tolerance_of
+from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.models import BusyModelError, HookedModel, ModelError, OptionTokens, check_hooked, check_site, mlp_width
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.runs.folder import RunFolder, RunIdentity

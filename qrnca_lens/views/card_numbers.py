@@ -10,12 +10,11 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
-from qrnca_lens.data import Prompt, Query
+from qrnca_lens.data import LETTERS, Prompt, Query
 from qrnca_lens.engine.activity import token_activations
-from qrnca_lens.engine.last_token import factors_of, scaled_logits
 from qrnca_lens.models import HookedModel
 
 EXAMPLES, NEIGHBOURS = 3, 8
@@ -71,12 +70,12 @@ def strongest_examples(
 
 def effects_of(model: HookedModel, chosen: Neuron, queries: Sequence[Query], scores: pd.DataFrame) -> pd.DataFrame:
     """Mean P(right letter) over each query's prompts: untouched, ablated and doubled at the last token; exact."""
-    factors = factors_of(model, [(NeuronSet((chosen,)), factor) for factor in (1.0, *EDITS.values())])
+    edits = [(NeuronSet((chosen,)), factor) for factor in EDITS.values()]
+    texts = [prompt.text for query in queries for prompt in query.prompts]
+    found = iter(edited_letters(model, texts, [edits] * len(texts)))
     rows = []
     for query in queries:
-        right = [option_tokens(model, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
-        logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
-        p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
+        p = torch.stack([next(found)[:, LETTERS.index(prompt.letter)] for prompt in query.prompts])
         rows.append((query.id, query.group, *p.mean(0).tolist()))
     table = pd.DataFrame(rows, columns=["query", "group", "P untouched", *[f"P {name}" for name in EDITS]])
     return table.merge(scores[["query", "rank"]], on="query", how="left")

@@ -9,13 +9,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from qrnca_lens.attribution.letters import letter_probabilities, option_tokens
+from qrnca_lens.attribution.letters import edited_letters, letter_probabilities
 from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.data import LETTERS, Query
-from qrnca_lens.engine.last_token import LastToken, factors_of
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views import drawing, html
 from qrnca_lens.views.runs import asked_query, model_of
@@ -138,11 +137,8 @@ def look(
 
 def dose_response(model: HookedModel, text: str, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
     """Columns edit, factor and P of every letter after `text`, a row for each edit and each of `FACTORS`."""
-    last = LastToken(model, text)
-    ids = torch.tensor(option_tokens(model, text).ids)
     scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
-    logits = last.scaled({layer: rows.to(last.logits) for layer, rows in factors_of(model, scaled).items()}, batch=512)
-    p = logits.float().softmax(-1).cpu()[:, ids]
+    p = edited_letters(model, [text], [scaled])[0][1:]
     names = [(name, factor) for name, _ in edits for factor in FACTORS]
     return pd.DataFrame(
         [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *LETTERS]

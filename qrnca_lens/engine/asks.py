@@ -1,0 +1,79 @@
+"""What the engine is asked: some tokens, the positions at which neurons are scaled, where logits are read, and for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from qrnca_lens.core.shapes import Tokens
+from qrnca_lens.core.values import whole_number
+
+Objective = Callable[[torch.Tensor], torch.Tensor]
+"""From the logits [..., read, token] at the last `reads` positions to the number [...] that is attributed."""
+
+Positions = Literal["last", "all"] | int | Sequence[tuple[int, int]]
+"""What is scaled: the last position, all of them, one, or spans (start, stop) counted as Python's slices are."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt, the positions at which an MLP is scaled (rising), and an objective over its last `reads` positions."""
+
+    tokens: Tokens
+    objective: Objective
+    scaled: tuple[int, ...]
+    reads: int = 1
+
+    @property
+    def start(self) -> int:
+        """The first position whose values change or are read: what lies before it stands still."""
+        return min(self.scaled[0], len(self.tokens) - self.reads)
+
+
+def asked(tokens: Tokens, objective: Objective, positions: Positions = "last", reads: int = 1) -> Ask:
+    """An `Ask` of these positions; "last" is the last position of the prompt, the first one from which logits are read."""
+    return Ask(tokens, objective, _where(positions, len(tokens), reads), reads)
+
+
+def _where(positions: Positions, length: int, reads: int) -> tuple[int, ...]:
+    if positions == "last":
+        return (length - reads,)
+    if positions == "all":
+        return tuple(range(length))
+    return chosen_positions(positions, length)
+
+
+def chosen_positions(positions: int | Sequence[tuple[int, int]], length: int) -> tuple[int, ...]:
+    """The positions, rising and each once, of a position or of spans (start, stop) in a prompt of `length` tokens.
+
+    Negative ones count from the end. Raises ValueError for a position outside the prompt, for an empty or reversed span and
+    for none at all, TypeError for what is no whole number or pair.
+    """
+    remedy = "give 'last', 'all', a position or spans (start, stop)"
+    if isinstance(positions, str):
+        raise ValueError(f"positions {positions!r} are none; {remedy}")
+    if isinstance(positions, Sequence):
+        spans = positions
+    else:
+        one = whole_number("position", positions)
+        spans = [(one, one + 1 if one != -1 else length)]
+    found: set[int] = set()
+    for span in spans:
+        if not isinstance(span, Sequence) or isinstance(span, str) or len(span) != 2:
+            raise TypeError(f"a span is a pair (start, stop), not {span!r}; {remedy}")
+        ends = [whole_number(name, value) for name, value in zip(("start", "stop"), span, strict=True)]
+        start, stop = (end + length if end < 0 else end for end in ends)
+        if not 0 <= start < stop <= length:
+            raise ValueError(f"the span {tuple(span)} does not lie in a prompt of {length} tokens, or is empty; {remedy}")
+        found.update(range(start, stop))
+    if not found:
+        raise ValueError(f"no positions are given; {remedy}")
+    return tuple(sorted(found))
+
+
+def probability_of(target: int) -> Objective:
+    """P(target) at the last position, the softmax taken in float32 over the whole vocabulary."""
+    return lambda logits: logits[..., -1, :].float().softmax(-1)[..., target]
