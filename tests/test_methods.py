@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -188,6 +189,15 @@ def test_rankings_and_cuts_are_of_the_queries_asked_for(evidence: Evidence, shor
     for use in (rank_neurons, find_neurons):
         with pytest.raises(ValueError, match="unknown method 'magic'; there are random"):
             use("magic", part)
+
+
+def test_unknown_methods_are_refused_before_any_is_used(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(evidence: Evidence) -> Any:
+        raise AssertionError("it is used")
+
+    monkeypatch.setitem(METHODS, "qrnca", replace(METHODS["qrnca"], rank=never))
+    with pytest.raises(ValueError, match="unknown method 'magic'"):
+        find_at_equal_counts(["qrnca", "magic"], evidence, at_most(3))
 
 
 @pytest.fixture

@@ -166,8 +166,16 @@ def find_at_equal_counts(keys: Iterable[str], evidence: Evidence, budget: Budget
     """Several methods' neurons, equally many of all of them for the same query, by method and then by query.
 
     As many as `budget` gives the method with the fewest: one on clusters has no more neurons than the query's cluster.
+    Errors as in `find_neurons`, before anything is computed.
     """
-    return equal_counts({key: find_neurons(key, evidence, budget) for key in listed("keys", keys)})
+    named = [_method(key).key for key in listed("keys", keys)]
+    return equal_counts({key: find_neurons(key, evidence, budget) for key in named})
+
+
+def _method(key: str) -> Method:
+    if key not in METHODS:
+        raise ValueError(f"unknown method {key!r}; there are {', '.join(METHODS)}")
+    return METHODS[key]
 
 
 def _in_order(found: dict[str, _Found], evidence: Evidence) -> dict[str, _Found]:
@@ -175,11 +183,10 @@ def _in_order(found: dict[str, _Found], evidence: Evidence) -> dict[str, _Found]
 
 
 def _rankings(key: str, evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
-    """The rankings of the queries asked for, one at a time; ValueError for an unknown key and for a missing query."""
-    if key not in METHODS:
-        raise ValueError(f"unknown method {key!r}; there are {', '.join(METHODS)}")
+    """The rankings of the queries asked for, one at a time. ValueError for a missing query."""
+    method = _method(key)
     missing = {query.id for query in evidence.queries}
-    for item in METHODS[key].rank(evidence):
+    for item in method.rank(evidence):
         query, ranking = _checked(item, key, evidence.model)
         if query in missing:
             missing.remove(query)
