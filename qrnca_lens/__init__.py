@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qrnca_lens.editing import enhance, scale, suppress
     from qrnca_lens.editing.effects import edit_effects
     from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
-    from qrnca_lens.methods.registry import Evidence, find_neurons
+    from qrnca_lens.methods.registry import Evidence, find_neurons, rank_neurons
     from qrnca_lens.models import BusyModelError, ModelError, load_model
     from qrnca_lens.readout.promoted import promoted_tokens
     from qrnca_lens.runs.pipeline import locate
@@ -65,6 +65,7 @@ _PUBLIC = {
     "predict_from_neurons": "qrnca_lens.study.prediction",
     "probability_change_ratio": "qrnca_lens.editing.statistics",
     "promoted_tokens": "qrnca_lens.readout.promoted",
+    "rank_neurons": "qrnca_lens.methods.registry",
     "reproduce": "qrnca_lens.study",
     "scale": "qrnca_lens.editing",
     "subject": "qrnca_lens.study",
@@ -108,6 +109,7 @@ __all__ = [
     "predict_from_neurons",
     "probability_change_ratio",
     "promoted_tokens",
+    "rank_neurons",
     "reproduce",
     "scale",
     "subject",

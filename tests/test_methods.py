@@ -1,24 +1,38 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import log
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 from runs import LONG
-from test_clustering import CONFIG, GROUPS, clusters
+from test_rankings import LOCATED
 
 from qrnca_lens.attribution import AttributionError, attribute
 from qrnca_lens.attribution.letters import option_tokens
-from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
-from qrnca_lens.clustering.selection import knowledge_neurons, qrnca, with_common, without_ica
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.editing import suppress
-from qrnca_lens.methods import BASELINES, Asked, ablate_each, register, score
-from qrnca_lens.methods.registry import Evidence, find_neurons, methods
+from qrnca_lens.methods import (
+    METHODS,
+    Asked,
+    Evidence,
+    Ranking,
+    Sets,
+    ablate_each,
+    at_most,
+    find_at_equal_counts,
+    find_neurons,
+    rank_neurons,
+    register,
+    register_ranking,
+    score,
+)
+from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import to_tokens
 from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
 
@@ -93,75 +107,148 @@ def test_contrastive_scores_sum_to_the_change_of_the_margin(model_of: Callable[[
         assert scores[2].sum().item() == pytest.approx(whole - margin(), rel=0.15)
 
 
+@pytest.mark.usefixtures("own")
 def test_scores_that_cannot_be_are_refused(model_of: Callable[[str], Any]) -> None:
-    with pytest.raises(ValueError, match="unknown scoring function 'magic'; there are ablation, activation"):
-        score("magic", model_of("llama"), PROMPT)
-    try:
-        register("own", "Own", "a user")(lambda asked: torch.ones(asked.model.cfg.n_layers, asked.model.cfg.d_mlp))
-        assert "own" in methods()
-        with pytest.raises(ValueError, match="the key 'own' is registered already"):
-            register("own", "Own", "a user")(lambda asked: torch.ones(1, 1))
-        register("flat", "Flat", "a user")(lambda asked: torch.ones(1, 1))
-        with pytest.raises(AttributionError, match=r"flat: scores of shape \(1, 1\)"):
-            score("flat", model_of("llama"), PROMPT)
-    finally:
-        BASELINES.pop("own", None)
-        BASELINES.pop("flat", None)
+    with pytest.raises(ValueError, match="unknown scoring function 'qrnca'; there are random, activation, ablation"):
+        score("qrnca", model_of("llama"), PROMPT)
+    register("flat", "Flat", "a user")(lambda asked: torch.ones(1, 1))
+    with pytest.raises(AttributionError, match=r"flat: scores of shape \(1, 1\)"):
+        score("flat", model_of("llama"), PROMPT)
+    register("hole", "Hole", "a user")(lambda asked: torch.full((3, 48), float("nan")))
+    with pytest.raises(AttributionError, match="hole: NaN or infinite scores for the prompt 'Which"):
+        score("hole", model_of("llama"), PROMPT)
 
 
-@pytest.fixture
-def by_hand() -> QRNeurons:
-    prompts = [1, 2, 1, 1, 1]
-    queries = pd.DataFrame(
-        {"query": list(GROUPS), "group": list(GROUPS.values()), "prompts": prompts, "probability": 0.5, "gap": 0.0}
-    )
-    return QRNeurons(clusters(), queries, CONFIG, ModelShape("by hand", 2, 3, "0"))
-
-
-def test_variants_by_hand(by_hand: QRNeurons) -> None:
-    """The worked example of test_clustering: q1 has na 0.5, 0.2, 0.3 for neurons 00, 02, 12; 00 is common."""
-    assert qrnca(by_hand)["q1"] == NeuronSet.of((1, 2))
-    assert with_common(by_hand)["q1"] == NeuronSet.of((1, 2), (0, 0))
-    assert without_ica(by_hand)["q2"] == NeuronSet.of((1, 2))  # na 0.4 and 1/3; the second is common
-    assert knowledge_neurons(by_hand)["q1"] == NeuronSet.of((0, 0), (1, 2))
-    # q2 has two templates, so one is half of them: all three neurons count, the best two are kept
-    assert knowledge_neurons(by_hand)["q2"] == NeuronSet.of((1, 2), (0, 0))
-    assert qrnca(by_hand)["q5"] == with_common(by_hand)["q5"] == knowledge_neurons(by_hand)["q5"] == NeuronSet()
-
-
-def test_knowledge_neurons_need_half_of_the_templates(by_hand: QRNeurons) -> None:
-    three = by_hand.queries.assign(prompts=3)
-    found = knowledge_neurons(QRNeurons(by_hand.clusters, three, CONFIG, by_hand.model))
-    assert found["q2"] == NeuronSet.of((1, 2))  # the only one that two templates share
-    assert found["q1"] == NeuronSet()
-
-
-def test_restricting_to_some_queries_computes_ica_anew(by_hand: QRNeurons) -> None:
-    part = by_hand.restrict(["q1", "q2", "q4", "q5"])
+def test_restricting_to_some_queries_computes_ica_anew() -> None:
+    part = LOCATED.restrict(["q1", "q2", "q4", "q5"])
     rows = part.scored.set_index(["query", "layer", "neuron"])
     assert rows.loc[("q1", 1, 2), "ica"] == pytest.approx(log(4 / 3))
     with pytest.raises(KeyError, match="no query 'q9'"):
-        by_hand.restrict(["q9"])
+        LOCATED.restrict(["q9"])
 
 
-def test_every_method_gives_every_query_as_many_neurons_as_qrnca(
-    model_of: Callable[[str], Any], short_queries: QuerySet
-) -> None:
-    model = model_of("llama")
-    located = locate(model, short_queries, QRNCAConfig(steps=3), progress=False)
-    evidence = Evidence(model, short_queries, located)
-    ours = find_neurons("qrnca", evidence)
-    for key in methods():
+@pytest.fixture
+def evidence(model_of: Callable[[str], Any], short_queries: QuerySet, located_of: Callable[[str], QRNeurons]) -> Evidence:
+    return Evidence(model_of("llama"), short_queries, located_of("llama"))
+
+
+def top_scores(key: str, evidence: Evidence) -> Sets:
+    """As many of the highest scores as QRNCA has neurons, literally."""
+    found = {}
+    for query in evidence.queries:
+        total = torch.stack([score(key, evidence.model, prompt) for prompt in query.prompts]).sum(0)
+        flat = total.flatten().topk(len(evidence.located.for_query(query.id))).indices.tolist()
+        found[query.id] = NeuronSet.of(*[divmod(i, total.shape[1]) for i in flat])
+    return found
+
+
+def top_rows(key: str, located: QRNeurons) -> Sets:
+    """The paper's rule of each variant, literally: sort, take v, then drop common neurons where the method does."""
+    prompts = located.queries.set_index("query")["prompts"]
+    found = {}
+    for query in located.queries["query"]:
+        rows = located.scored[located.scored["query"] == query]
+        if key == "knowledge-neuron":
+            rows = rows[2 * rows["templates"] >= prompts[query]]
+        by = ["na"] if key in ("knowledge-neuron", "without-ica") else ["naica", "na"]
+        rows = rows.sort_values([*by, "layer", "neuron"], ascending=[False] * len(by) + [True, True]).head(
+            located.config.top
+        )
+        best = NeuronSet.of(*rows[["layer", "neuron"]].itertuples(index=False, name=None))
+        found[query] = best - located.common_set if key in ("qrnca", "without-ica") else best
+    return found
+
+
+def test_methods_give_the_neurons_of_their_literal_rules(evidence: Evidence) -> None:
+    located = evidence.located
+    ours = {query: located.for_query(query) for query in located.queries["query"]}
+    assert any(ours.values())
+    for key, method in METHODS.items():
         found = find_neurons(key, evidence)
-        assert list(found) == [q.id for q in short_queries]
-        if key not in ("knowledge-neuron", "without-ica", "with-common"):
-            assert {q: len(n) for q, n in found.items()} == {q: len(n) for q, n in ours.items()}, key
-    part = Evidence(model, QuerySet(short_queries.queries[:2]), located)
-    assert [list(find_neurons(key, part)) for key in ("qrnca", "random-layers", "activation")] == [["q0", "q1"]] * 3
-    top = attribute(model, short_queries["q0"].prompts[0].text, " A", steps=3).neurons(1)
+        if key == "random-layers":  # it is drawn layer by layer, and comes in the order of the neurons that it stands for
+            drawn = random_sets(ours, located.model.d_mlp)
+            assert {q: sorted(s) for q, s in found.items()} == {q: sorted(s) for q, s in drawn.items()}
+        else:
+            assert found == (top_scores(key, evidence) if method.scores else top_rows(key, located)), key
+    top = attribute(evidence.model, evidence.queries["q0"].prompts[0].text, " A", steps=3).neurons(1)
     assert next(iter(top)) in set(find_neurons("with-common", evidence)["q0"]) | set(located.common_set)
-    with pytest.raises(ValueError, match="unknown method 'magic'; there are random"):
-        find_neurons("magic", evidence)
+
+
+def test_rankings_and_cuts_are_of_the_queries_asked_for(evidence: Evidence, short_queries: QuerySet) -> None:
+    part = Evidence(evidence.model, QuerySet(short_queries.queries[:2]), evidence.located)
+    for key in ("qrnca", "random-layers", "activation"):
+        ranked = rank_neurons(key, part)
+        assert list(ranked) == ["q0", "q1"]
+        assert find_neurons(key, part, at_most(7)) == {query: found.top(7) for query, found in ranked.items()}
+    assert len(rank_neurons("activation", part)["q1"]) == 3 * 48
+    equal = find_at_equal_counts(["knowledge-neuron", "random", "qrnca"], part, at_most(30))
+    counts = [[len(found) for found in sets.values()] for sets in equal.values()]
+    shortest = [min(30, *(len(rank_neurons(key, part)[query]) for key in equal)) for query in ("q0", "q1")]
+    assert counts == [shortest] * 3
+    assert equal["random"]["q0"] == rank_neurons("random", part)["q0"].top(shortest[0])
+    for use in (rank_neurons, find_neurons):
+        with pytest.raises(ValueError, match="unknown method 'magic'; there are random"):
+            use("magic", part)
+
+
+def test_unknown_methods_are_refused_before_any_is_used(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(evidence: Evidence) -> Any:
+        raise AssertionError("it is used")
+
+    monkeypatch.setitem(METHODS, "qrnca", replace(METHODS["qrnca"], rank=never))
+    with pytest.raises(ValueError, match="unknown method 'magic'"):
+        find_at_equal_counts(["qrnca", "magic"], evidence, at_most(3))
+
+
+@pytest.fixture
+def own() -> Iterator[None]:
+    """The registry is after the test what it was before."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.usefixtures("own", "unchecked")
+def test_own_methods_rank_by_scores_or_as_they_please(evidence: Evidence) -> None:
+    @register("size", "Size of the value vector", "a user")
+    def size(asked: Asked) -> torch.Tensor:
+        return torch.stack([block.mlp.W_out.detach().norm(dim=-1) for block in asked.model.blocks])
+
+    @register_ranking("last", "Last QR neurons first", "a user")
+    def last(evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
+        for query in evidence.queries:
+            layer, neuron = np.array([(n.layer, n.index) for n in evidence.located.for_query(query.id)][::-1]).T
+            yield query.id, Ranking(layer, neuron, -np.arange(len(layer), dtype=float))
+
+    assert list(METHODS)[-2:] == ["size", "last"]
+    ours = find_neurons("qrnca", evidence)
+    assert find_neurons("last", evidence, at_most(1)) == {q: NeuronSet(s.neurons[-1:]) for q, s in ours.items()}
+    assert {q: len(s) for q, s in find_neurons("size", evidence).items()} == {q: len(s) for q, s in ours.items()}
+    for taken in ("size", "qrnca"):
+        with pytest.raises(ValueError, match=f"the key '{taken}' is registered already"):
+            register_ranking(taken, "Again", "a user")(last)
+    with pytest.raises(TypeError, match=r"budget must be a rule, such as at_most\(20\) of qrnca_lens.methods, not 20"):
+        find_neurons("last", evidence, 20)  # type: ignore[arg-type]
+
+
+WRONG: dict[str, Callable[[Evidence], Any]] = {
+    "gives no ranking for query 'q1'; it must rank all": lambda e: [("q0", Ranking.of_scores(torch.ones(3, 48)))],
+    "gives 'q0'; it must give pairs of a query's id and its Ranking": lambda e: {"q0": 1},
+    "outside the model for query 'q0': there are layers 0 to 2 of 48": lambda e: [
+        ("q0", Ranking.of_scores(torch.ones(3, 49)))
+    ],
+    "for query 'q0': there are layers 0 to 2": lambda e: [("q0", Ranking.of_scores(torch.ones(4, 48)))],
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+@pytest.mark.usefixtures("own", "unchecked")
+def test_own_rankings_that_cannot_be_are_refused(message: str, evidence: Evidence, short_queries: QuerySet) -> None:
+    register_ranking("wrong", "Wrong", "a user")(WRONG[message])
+    part = Evidence(evidence.model, QuerySet(short_queries.queries[:2]), evidence.located)
+    with pytest.raises((TypeError, ValueError), match=f"method 'wrong' .*{message}"):
+        rank_neurons("wrong", part)
 
 
 def test_methods_are_given_the_queries_that_worked(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:

@@ -18,7 +18,8 @@ from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.core.store import RunError, write_table
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
 from qrnca_lens.editing.effects import COLUMNS as COLUMNS_OF_EFFECTS
-from qrnca_lens.methods import BASELINES, register
+from qrnca_lens.methods import METHODS, register
+from qrnca_lens.methods.activation import activation_scores
 from qrnca_lens.models import ModelError
 from qrnca_lens.runs import pipeline
 from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
@@ -132,12 +133,12 @@ def registered() -> Iterator[Callable[[str], None]]:
     keys: list[str] = []
 
     def enter(key: str) -> None:
-        register(key, f"All about {key}", "this test")(BASELINES["activation"].function)
+        register(key, f"All about {key}", "this test")(activation_scores)
         keys.append(key)
 
     yield enter
     for key in keys:
-        BASELINES.pop(key, None)
+        METHODS.pop(key, None)
 
 
 def test_a_study_copes_with_queries_that_fail(
@@ -207,7 +208,7 @@ def test_tables_follow_the_registered_methods(
     assert set(after.extended["method"]) - set(before.extended["method"]) == {"new"}
     assert (tmp_path / "short" / "effects.parquet").stat().st_mtime_ns == kept
     assert "All about new" in set(table4(study.results, extended=True)["method"])
-    BASELINES.pop("new")
+    METHODS.pop("new")
     assert "new" in set(table4(study.results, extended=True)["method"]) & set(table6(study.results, extended=True)["method"])
     write_report(study)
     pd.testing.assert_frame_equal(run().results["short"].extended, before.extended)

@@ -24,7 +24,9 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import neutral_loss, other_queries
 from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.localization import concentration_test, group_heatmap, overlap_test
-from qrnca_lens.methods.controls import random_sets
+from qrnca_lens.methods import at_most, share
+from qrnca_lens.methods.controls import random_rankings, random_sets
+from qrnca_lens.methods.variants import qrnca
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study.reproduce import Sample
 from qrnca_lens.views import Explorer, circuit, show
@@ -138,6 +140,9 @@ WHOLE: dict[str, Callable[[Any, QRNeurons, Any], Any]] = {
     "zoom layer": lambda model, located, value: plots_localization.layer_zoom(located, None, value),
     "effects seed": lambda model, located, value: edit_effects(model, located.asked, {}, seed=value),
     "random seed": lambda model, located, value: random_sets({"q1": NeuronSet.of((0, 1))}, 48, seed=value),
+    "rankings seed": lambda model, located, value: random_rankings(qrnca(located), 48, seed=value),
+    "budget": lambda model, located, value: at_most(value),
+    "ranking k": lambda model, located, value: qrnca(located)["q1"].top(value),
     "pcr seed": lambda model, located, value: ql.probability_change_ratio(effects(), seed=value),
     "letters batch": lambda model, located, value: letter_probabilities(model, located.asked["q1"].prompts, batch=value),
     "page top": lambda model, located, value: ql.write_explorer(located, "never.html", model, top=value),
@@ -175,6 +180,7 @@ NUMBERS: dict[str, Callable[[Any, QRNeurons, Any], Any]] = {
     "suppress": lambda model, located, value: ql.suppress(model, Neuron(0, 1), value).__enter__(),
     "factors": lambda model, located, value: edit_effects(model, located.asked, {}, factors=[1.0, value]),
     "others": lambda model, located, value: other_queries(model, located.asked, {"q1": NeuronSet.of((0, 1))}, value),
+    "share": lambda model, located, value: share(value, located.model),
     "loss": lambda model, located, value: neutral_loss(model, {"q1": NeuronSet.of((0, 1))}, value, "Answer:"),
     "detection": lambda model, located, value: located.asked.split(value),
     "threshold": lambda model, located, value: make_cluster("q", "g", [torch.ones(1, 2)], value),

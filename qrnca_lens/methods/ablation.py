@@ -7,11 +7,10 @@ import torch
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.engine.edits import read_edited
-from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.methods.scoring import Asked
 from qrnca_lens.models import mlp_width
 
 
-@register("ablation", "Exact ablation", "one neuron at a time set to zero")
 def ablation_scores(asked: Asked) -> Scores:
     """P(right letter) minus P with the neuron at zero, for every neuron. For large models use `ablate_each` on a subset."""
     n_layers, d_mlp = asked.model.cfg.n_layers, mlp_width(asked.model)

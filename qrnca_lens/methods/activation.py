@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.methods.scoring import Asked
 from qrnca_lens.models import exclusive, site_hook, to_tokens
 
 
-@register("activation", "Activation", "paper, table 4")
 def activation_scores(asked: Asked) -> Scores:
     """What W_out multiplies, at the last position."""
     names = [site_hook(asked.model, layer, "post") for layer in range(asked.model.cfg.n_layers)]

@@ -6,10 +6,9 @@ import torch
 
 from qrnca_lens.attribution.integrated import integrate
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.methods.scoring import Asked
 
 
-@register("contrastive", "Contrastive target", "integrated gradients of log P(right) - log P(best wrong letter)")
 def contrastive_scores(asked: Asked) -> Scores:
     """A neuron that raises every letter gets no score. In log units; the wrong letter is the likeliest one of each row."""
     right, wrong = asked.right, torch.tensor(asked.wrong)

@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import seed_number
+from qrnca_lens.methods.ranking import Ranking
 
-Sets = Mapping[str, NeuronSet]
 
-
-def random_sets(neurons: Sets, d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
+def random_sets(neurons: Mapping[str, NeuronSet], d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
     """For every query as many random neurons as it has, layer by layer (a control matched in number and layer)."""
     drawn, seed = {}, seed_number(seed)
     for query, chosen in neurons.items():
-        rng = random.Random(f"{seed}/{query}")
-        pairs = [(layer, i) for layer, indices in chosen.by_layer().items() for i in rng.sample(range(d_mlp), len(indices))]
-        drawn[query] = NeuronSet.of(*pairs)
+        by_layer = _draw(random.Random(f"{seed}/{query}"), (neuron.layer for neuron in chosen), d_mlp, {})
+        drawn[query] = NeuronSet.of(*[(layer, i) for layer, indices in by_layer.items() for i in indices])
     return drawn
+
+
+def random_rankings(rankings: Mapping[str, Ranking], d_mlp: int, *, seed: int = 0) -> dict[str, Ranking]:
+    """For every query a random neuron of the same layer in each place, with the score of the neuron that it stands for.
+
+    So a control cut anywhere is matched in number and layer to the ranking cut there. Its own neurons are those that
+    `random_sets` draws for the own neurons of the ranking.
+    """
+    drawn, seed = {}, seed_number(seed)
+    for query, ranking in rankings.items():
+        rng, layers = random.Random(f"{seed}/{query}"), ranking.layer.tolist()
+        own = len(ranking) if ranking.own is None else ranking.own
+        by_layer = _draw(rng, layers[own:], d_mlp, _draw(rng, layers[:own], d_mlp, {}))
+        waiting = {layer: iter(indices) for layer, indices in by_layer.items()}
+        neurons = np.array([next(waiting[layer]) for layer in layers], int)
+        drawn[query] = Ranking(ranking.layer, neurons, ranking.score, ranking.own)
+    return drawn
+
+
+def _draw(rng: random.Random, layers: Iterable[int], d_mlp: int, drawn: Mapping[int, list[int]]) -> dict[int, list[int]]:
+    """`drawn` (indices by layer) and a random index more for each of `layers`, none twice; new layers in rising order."""
+    found = dict(drawn)
+    for layer, count in sorted(Counter(layers).items()):
+        before = found.get(layer, [])
+        taken = set(before)
+        found[layer] = before + rng.sample([i for i in range(d_mlp) if i not in taken], count)
+    return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 from qrnca_lens.attribution.integrated import integrate
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.engine.asks import probability_of
-from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.methods.scoring import Asked
 
 
-@register("gradient", "Gradient x activation", "Shrikumar et al. 2016, arXiv 1605.01713")
 def gradient_scores(asked: Asked) -> Scores:
     """f * dP(right letter) / df."""
     return integrate(asked.model, [asked.prompt.text], [probability_of(asked.right)], steps=1)[0].scores

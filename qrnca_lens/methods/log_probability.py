@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.methods.scoring import Asked
 from qrnca_lens.models import to_tokens
 from qrnca_lens.readout.residual import Readout, logits_of
 
 _ROWS = 1024
 
 
-@register("log-probability", "Log-probability increase", "Yu and Ananiadou 2024, arXiv 2312.12141")
 def log_probability_scores(asked: Asked) -> Scores:
     """log p(right | x + m v) - log p(right | x): x is the residual stream before the MLP adds to it, m v the neuron's share.
 

@@ -7,11 +7,10 @@ import random
 import torch
 
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.methods.scoring import Asked, register
+from qrnca_lens.methods.scoring import Asked
 from qrnca_lens.models import mlp_width
 
 
-@register("random", "Random", "paper, table 4")
 def scores_at_random(asked: Asked) -> Scores:
     """Uniform scores, seeded by the prompt's text."""
     seed = random.Random(asked.prompt.text).getrandbits(63)

@@ -1,21 +1,29 @@
-"""The methods that the tables compare: each gives every query its neurons."""
+"""All methods by key: each gives every query a ranking of neurons; `find_neurons` cuts it by a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
+from typing import TypeVar
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.clustering.selection import knowledge_neurons, qrnca, with_common, without_ica
-from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.data import QuerySet
-from qrnca_lens.methods import BASELINES, score
-from qrnca_lens.methods.controls import random_sets
-from qrnca_lens.models import HookedModel
+from qrnca_lens.core.shapes import Scores
+from qrnca_lens.core.values import listed
+from qrnca_lens.data import Prompt, QuerySet
+from qrnca_lens.methods.ablation import ablation_scores
+from qrnca_lens.methods.activation import activation_scores
+from qrnca_lens.methods.budget import Budget, Sets, equal_counts, own_sizes
+from qrnca_lens.methods.contrastive import contrastive_scores
+from qrnca_lens.methods.controls import random_rankings
+from qrnca_lens.methods.gradient import gradient_scores
+from qrnca_lens.methods.log_probability import log_probability_scores
+from qrnca_lens.methods.random_scores import scores_at_random
+from qrnca_lens.methods.ranking import Ranking
+from qrnca_lens.methods.scoring import ScoreFunction, prompt_scores, rank_by_scores
+from qrnca_lens.methods.variants import knowledge_neurons, qrnca, with_common, without_ica
+from qrnca_lens.models import HookedModel, mlp_width
 
-Sets = dict[str, NeuronSet]
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -38,59 +46,164 @@ class Evidence:
             self.located.check_query(query.id)
 
 
+RankFunction = Callable[[Evidence], Iterable[tuple[str, Ranking]]]
+"""The id of every query of `evidence.queries` with its ranking; others may be among them and are left out."""
+
+
 @dataclass(frozen=True)
 class Method:
-    """A method of the tables; `in_paper` tells those of the paper's table 4 from ours."""
+    """A method of the tables; `in_paper` tells those of the paper's table 4 from ours.
+
+    `scores` is the scoring function of a method that has one: its rankings hold all neurons of the model.
+    """
 
     key: str
     name: str
     reference: str
     in_paper: bool
-    find: Callable[[Evidence], Sets]
+    rank: RankFunction
+    scores: ScoreFunction | None = None
 
 
-def methods() -> dict[str, Method]:
-    """All methods by key: the paper's in its order, then ours, then scoring functions that a user has registered."""
-    named = [
-        Method("random", "Random", "paper, table 4", True, by_score("random")),
-        Method("activation", "Activation", "paper, table 4", True, by_score("activation")),
-        Method("knowledge-neuron", "Knowledge Neuron*", "Dai et al. 2022", True, lambda e: knowledge_neurons(e.located)),
-        Method("without-ica", "QRNCA without ICA", "paper, table 4", True, lambda e: without_ica(e.located)),
-        Method("with-common", "QRNCA with common neurons", "paper, table 4", True, lambda e: with_common(e.located)),
-        Method("qrnca", "QRNCA", "paper", True, lambda e: qrnca(e.located)),
-        Method("random-layers", "Random, same layers", "control", False, _matched),
-    ]
-    known = {method.key: method for method in named}
-    for key, baseline in BASELINES.items():
-        if key not in known:
-            known[key] = Method(key, baseline.name, baseline.reference, False, by_score(key))
-    return known
+def _scoring(key: str, name: str, reference: str, function: ScoreFunction, *, in_paper: bool = False) -> Method:
+    def rank(evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
+        return rank_by_scores(key, function, evidence.model, evidence.queries)
+
+    return Method(key, name, reference, in_paper, rank, function)
 
 
-def find_neurons(key: str, evidence: Evidence) -> Sets:
-    """One method's neurons for every query of `evidence.queries`. ValueError names the methods there are."""
-    known = methods()
-    if key not in known:
-        raise ValueError(f"unknown method {key!r}; there are {', '.join(known)}")
-    found = known[key].find(evidence)
+def _variant(key: str, name: str, reference: str, rankings: Callable[[QRNeurons], dict[str, Ranking]]) -> Method:
+    return Method(key, name, reference, True, lambda evidence: rankings(evidence.located).items())
+
+
+def _same_layers(evidence: Evidence) -> Iterable[tuple[str, Ranking]]:
+    return random_rankings(qrnca(evidence.located), evidence.located.model.d_mlp).items()
+
+
+_TABLE4, _STATIC = "paper, table 4", "Yu and Ananiadou 2024, arXiv 2312.12141"
+_MARGIN = "integrated gradients of log P(right) - log P(best wrong letter)"
+
+METHODS: dict[str, Method] = {
+    method.key: method
+    for method in (
+        _scoring("random", "Random", _TABLE4, scores_at_random, in_paper=True),
+        _scoring("activation", "Activation", _TABLE4, activation_scores, in_paper=True),
+        _variant("knowledge-neuron", "Knowledge Neuron*", "Dai et al. 2022", knowledge_neurons),
+        _variant("without-ica", "QRNCA without ICA", _TABLE4, without_ica),
+        _variant("with-common", "QRNCA with common neurons", _TABLE4, with_common),
+        _variant("qrnca", "QRNCA", "paper", qrnca),
+        Method("random-layers", "Random, same layers", "control", False, _same_layers),
+        _scoring("ablation", "Exact ablation", "one neuron at a time set to zero", ablation_scores),
+        _scoring("contrastive", "Contrastive target", _MARGIN, contrastive_scores),
+        _scoring("gradient", "Gradient x activation", "Shrikumar et al. 2016, arXiv 1605.01713", gradient_scores),
+        _scoring("log-probability", "Log-probability increase", _STATIC, log_probability_scores),
+    )
+}
+"""The paper's methods in its order, then ours, then those that a user has registered."""
+
+
+def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], ScoreFunction]:
+    """A decorator that enters a user's scoring function as a method. ValueError if the key is taken."""
+
+    def enter(function: ScoreFunction) -> ScoreFunction:
+        _enter(_scoring(key, name, reference, function))
+        return function
+
+    return enter
+
+
+def register_ranking(key: str, name: str, reference: str) -> Callable[[RankFunction], RankFunction]:
+    """A decorator that enters a user's function from evidence to rankings as a method. ValueError if the key is taken."""
+
+    def enter(function: RankFunction) -> RankFunction:
+        _enter(Method(key, name, reference, False, function))
+        return function
+
+    return enter
+
+
+def _enter(method: Method) -> None:
+    if method.key in METHODS:
+        raise ValueError(f"a method with the key {method.key!r} is registered already")
+    METHODS[method.key] = method
+
+
+def score(key: str, model: HookedModel, prompt: Prompt) -> Scores:
+    """The scores of every MLP neuron of `model` for the right letter of `prompt`, higher = more important.
+
+    Raises ValueError for a key that names no scoring function; AttributionError for scores of the wrong shape or that are
+    no numbers.
+    """
+    functions = {known.key: known.scores for known in METHODS.values() if known.scores}
+    if key not in functions:
+        raise ValueError(f"unknown scoring function {key!r}; there are {', '.join(functions)}")
+    return prompt_scores(key, functions[key], model, prompt)
+
+
+def rank_neurons(key: str, evidence: Evidence) -> dict[str, Ranking]:
+    """One method's ranking for every query of `evidence.queries`, best neuron first.
+
+    Methods that score neurons rank all of the model (24 bytes each, so give a large model few queries at a time), those on
+    QRNCA's clusters the neurons of the query's cluster. ValueError names the methods there are.
+    """
+    return _in_order(dict(_rankings(key, evidence)), evidence)
+
+
+def find_neurons(key: str, evidence: Evidence, budget: Budget | None = None) -> Sets:
+    """One method's neurons for every query of `evidence.queries`: the first of its rankings, as many as `budget` says.
+
+    Without a budget `own_sizes`: the paper's variants choose their own number, all others get as many as QRNCA has for the
+    query. ValueError names the methods there are; TypeError for a budget that is no rule.
+    """
+    if budget is not None and not callable(budget):
+        raise TypeError(f"budget must be a rule, such as at_most(20) of qrnca_lens.methods, not {budget!r}")
+    cut = budget or own_sizes(evidence.located)
+    found = {query: ranking.top(cut(query, ranking)) for query, ranking in _rankings(key, evidence)}
+    return _in_order(found, evidence)
+
+
+def find_at_equal_counts(keys: Iterable[str], evidence: Evidence, budget: Budget) -> dict[str, Sets]:
+    """Several methods' neurons, equally many of all of them for the same query, by method and then by query.
+
+    As many as `budget` gives the method with the fewest: one on clusters has no more neurons than the query's cluster.
+    Errors as in `find_neurons`, before anything is computed.
+    """
+    named = [_method(key).key for key in listed("keys", keys)]
+    return equal_counts({key: find_neurons(key, evidence, budget) for key in named})
+
+
+def _method(key: str) -> Method:
+    if key not in METHODS:
+        raise ValueError(f"unknown method {key!r}; there are {', '.join(METHODS)}")
+    return METHODS[key]
+
+
+def _in_order(found: dict[str, _Found], evidence: Evidence) -> dict[str, _Found]:
     return {query.id: found[query.id] for query in evidence.queries}
 
 
-def by_score(key: str) -> Callable[[Evidence], Sets]:
-    """The neurons with the highest score summed over a query's prompts, as many as QRNCA has for that query."""
-
-    def find(evidence: Evidence) -> Sets:
-        found = {}
-        for query in evidence.queries:
-            count = len(evidence.located.for_query(query.id))
-            total = torch.stack([score(key, evidence.model, prompt) for prompt in query.prompts]).sum(0)
-            flat = total.flatten().topk(count).indices
-            layers = torch.div(flat, total.shape[1], rounding_mode="floor")
-            found[query.id] = NeuronSet.of(*zip(layers.tolist(), (flat % total.shape[1]).tolist(), strict=True))
-        return found
-
-    return find
+def _rankings(key: str, evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
+    """The rankings of the queries asked for, one at a time. ValueError for a missing query."""
+    method = _method(key)
+    missing = {query.id for query in evidence.queries}
+    for item in method.rank(evidence):
+        query, ranking = _checked(item, key, evidence.model)
+        if query in missing:
+            missing.remove(query)
+            yield query, ranking
+    if missing:
+        raise ValueError(f"method {key!r} gives no ranking for query {min(missing)!r}; it must rank all of evidence.queries")
 
 
-def _matched(evidence: Evidence) -> Sets:
-    return random_sets(qrnca(evidence.located), evidence.located.model.d_mlp)
+def _checked(item: object, key: str, model: HookedModel) -> tuple[str, Ranking]:
+    """What a user's function gave, if it is a query with neurons of this model."""
+    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], Ranking):
+        raise TypeError(f"method {key!r} gives {item!r}; it must give pairs of a query's id and its Ranking")
+    query, ranking = item
+    n_layers, d_mlp = model.cfg.n_layers, mlp_width(model)
+    if (ranking.layer >= n_layers).any() or (ranking.neuron >= d_mlp).any():
+        raise ValueError(
+            f"method {key!r} ranks neurons outside the model for query {query!r}: there are layers 0 to {n_layers - 1} "
+            f"of {d_mlp} neurons each"
+        )
+    return query, ranking

@@ -1,8 +1,8 @@
-"""One signature for every way of scoring neurons, and the table of those that are known by a key."""
+"""Scoring functions: one signature for every way of scoring all neurons of a model for one prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ import torch
 from qrnca_lens.attribution.integrated import AttributionError
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.data import LETTERS, Prompt
+from qrnca_lens.data import LETTERS, Prompt, QuerySet
+from qrnca_lens.methods.ranking import Ranking
 from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, mlp_width
 
 
@@ -34,45 +35,25 @@ class Asked:
 
 
 ScoreFunction = Callable[[Asked], Scores]
+"""A score for every MLP neuron of the model, higher = more important for the right letter."""
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A scoring function with its key, its name in tables and where it comes from."""
-
-    key: str
-    name: str
-    reference: str
-    function: ScoreFunction
-
-
-BASELINES: dict[str, Baseline] = {}
-
-
-def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], ScoreFunction]:
-    """A decorator that enters a scoring function, also a user's own. ValueError if the key is taken."""
-
-    def enter(function: ScoreFunction) -> ScoreFunction:
-        if key in BASELINES:
-            raise ValueError(f"a scoring function with the key {key!r} is registered already")
-        BASELINES[key] = Baseline(key, name, reference, function)
-        return function
-
-    return enter
-
-
-def score(key: str, model: HookedModel, prompt: Prompt) -> Scores:
-    """The scores of every MLP neuron of `model` for the right letter of `prompt`, higher = more important.
-
-    Raises ValueError for an unknown key and AttributionError for scores of the wrong shape or that are no numbers.
-    """
-    if key not in BASELINES:
-        raise ValueError(f"unknown scoring function {key!r}; there are {', '.join(BASELINES)}")
+def prompt_scores(key: str, function: ScoreFunction, model: HookedModel, prompt: Prompt) -> Scores:
+    """The function's scores for one prompt. AttributionError, with the key, for a wrong shape or what is no number."""
     check_hooked(model)
     with torch.inference_mode(False):  # so that a function can take gradients wherever it is called
-        found = BASELINES[key].function(Asked(model, prompt, option_tokens(model, prompt.text)))
+        found = function(Asked(model, prompt, option_tokens(model, prompt.text)))
     if tuple(found.shape) != (model.cfg.n_layers, mlp_width(model)):
         raise AttributionError(f"{key}: scores of shape {tuple(found.shape)}, expected (layer, neuron)")
     if not torch.isfinite(found).all():
         raise AttributionError(f"{key}: NaN or infinite scores for the prompt {prompt.text[-80:]!r}")
     return found
+
+
+def rank_by_scores(
+    key: str, function: ScoreFunction, model: HookedModel, queries: QuerySet
+) -> Iterator[tuple[str, Ranking]]:
+    """Every query's id with all neurons of the model by their scores, summed over the query's prompts."""
+    for query in queries:
+        total = torch.stack([prompt_scores(key, function, model, prompt) for prompt in query.prompts]).sum(0)
+        yield query.id, Ranking.of_scores(total)

@@ -10,7 +10,6 @@ import pandas as pd
 
 from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.clustering.selection import qrnca
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import LETTERS, Query, load_queries
 from qrnca_lens.editing import scale
@@ -53,7 +52,7 @@ def run_demo(out: str | os.PathLike[str]) -> Demo:
     """
     model = load_model("atlas")
     located = locate(model, load_queries("atlas/domains").sample(_PER_GROUP), out=out)
-    own = qrnca(located)
+    own = {query: located.for_query(query) for query in located.queries["query"]}
     sets = {"its QR neurons": own, "random neurons, same layers": random_sets(own, located.model.d_mlp)}
     effects = edit_effects(model, located.asked, sets, factors=[SUPPRESS])
     query = located.asked[_median_query(effects[effects["method"] == "its QR neurons"])]

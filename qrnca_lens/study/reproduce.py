@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
-from qrnca_lens.clustering.selection import qrnca
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import (
     RunError,
@@ -32,7 +31,7 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
-from qrnca_lens.methods.registry import Evidence, find_neurons, methods
+from qrnca_lens.methods import METHODS, Evidence, find_neurons
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.readout.promoted import PROJECTION_COLUMNS, promoted_tokens
@@ -157,7 +156,6 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
     steps.done(f"{item.name}: located")
     asked = located.asked
     check_enough(item.name, asked, config, seed)
-    known = methods()
     evidence, small = Evidence(model, asked, located), Evidence(model, asked.sample(sample.extended, seed), located)
     edited, text = _edited(located, asked.sample(sample.collateral, seed)), neutral_text(model)
 
@@ -175,8 +173,8 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
 
     return Results(
         located,
-        effects("effects", evidence, [key for key, m in known.items() if m.in_paper]),
-        effects("extended", small, ["qrnca", *[key for key, m in known.items() if not m.in_paper]]),
+        effects("effects", evidence, [key for key, m in METHODS.items() if m.in_paper]),
+        effects("extended", small, ["qrnca", *[key for key, m in METHODS.items() if not m.in_paper]]),
         collateral("others", OTHERS_COLUMNS, lambda f: other_queries(model, asked, edited, f)),
         collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f, text)),
         steps.table("tokens", _TOKEN_COLUMNS, lambda: _tokens(model, located)),
@@ -185,7 +183,8 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
 
 
 def _edited(located: QRNeurons, queries: QuerySet) -> dict[str, NeuronSet]:
-    return {query: neurons for query, neurons in qrnca(located).items() if query in {q.id for q in queries}}
+    asked = {query.id for query in queries}
+    return {query: located.for_query(query) for query in located.queries["query"] if query in asked}
 
 
 def _tokens(model: HookedModel, located: QRNeurons) -> pd.DataFrame:

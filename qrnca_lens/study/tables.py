@@ -13,7 +13,7 @@ import pandas as pd
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
 from qrnca_lens.localization import overlap
-from qrnca_lens.methods.registry import methods
+from qrnca_lens.methods import METHODS
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduce import Results
 
@@ -24,8 +24,7 @@ Tests = tuple[pd.DataFrame, pd.DataFrame]
 
 def method_name(key: str) -> str:
     """The name of a method in tables; its key, if it was registered when it was measured and is not now."""
-    known = methods()
-    return known[key].name if key in known else key
+    return METHODS[key].name if key in METHODS else key
 
 
 def table3(results: Measured) -> pd.DataFrame:
