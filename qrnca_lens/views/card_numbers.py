@@ -69,15 +69,18 @@ def strongest_examples(
     return {name: tuple(examples[i] for i in found) for name, found in chosen_rows.items()}
 
 
-def effects_of(model: HookedModel, chosen: Neuron, queries: Sequence[Query], scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean P(right letter) over each query's prompts: untouched, ablated and doubled at the last token; exact."""
+def effect_of(model: HookedModel, chosen: Neuron, query: Query) -> list[float]:
+    """Mean P(right letter) over the query's prompts: untouched, then with each of `EDITS` at the last token; exact."""
     factors = factors_of(model, [(NeuronSet((chosen,)), factor) for factor in (1.0, *EDITS.values())])
-    rows = []
-    for query in queries:
-        right = [option_tokens(model, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
-        logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
-        p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
-        rows.append((query.id, query.group, *p.mean(0).tolist()))
+    right = [option_tokens(model, prompt.text).id_of(prompt.letter) for prompt in query.prompts]
+    logits = scaled_logits(model, [prompt.text for prompt in query.prompts], factors)
+    p = logits.float().softmax(-1).cpu()[torch.arange(len(right)), :, right]
+    return p.mean(0).tolist()
+
+
+def effects_table(queries: Sequence[Query], effects: Sequence[Sequence[float]], scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a query: query, group, what `effect_of` gives for it, and the neuron's rank there (see `scores_of`)."""
+    rows = [(query.id, query.group, *effect) for query, effect in zip(queries, effects, strict=True)]
     table = pd.DataFrame(rows, columns=["query", "group", "P untouched", *[f"P {name}" for name in EDITS]])
     return table.merge(scores[["query", "rank"]], on="query", how="left")
 
