@@ -92,7 +92,8 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
 def test_the_script_selects_as_python_does(explorer_page: Path, watched: Watched, run: Any) -> None:
     page = watched.open(explorer_page)
     data_of(page)
-    for catalog in (catalog_of(run), catalog_of(run, top=2, per_group=1)):
+    closed = catalog_of(run, top=2, per_group=1)
+    for catalog in (closed, replace(closed, open=True)):
         assert page.evaluate(IN_SCRIPT, [plain(catalog), cases_of(catalog)]) == python_says(catalog)
     watched.check()
 

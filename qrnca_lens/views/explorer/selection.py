@@ -40,7 +40,7 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
         tuple(queries),
         _places(queries),
         FACTORS,
-        per_group is None,
+        top is None and per_group is None,
     )
 
 
