@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browsing import Watched, letters, set_factor
 from hostile import figures_of, hostile_queries
+from selections import IN_SCRIPT, cases_of, python_says
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
 from qrnca_lens.core.neurons import Neuron
@@ -24,6 +25,8 @@ from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduce import Sample
 from qrnca_lens.views import Explorer, circuit, neuron, show, write_explorer
 from qrnca_lens.views.components import attention_patterns, coloured_tokens
+from qrnca_lens.views.explorer.selection import catalog_of
+from qrnca_lens.views.explorer.state import plain
 from qrnca_lens.views.html import notebook_html, style
 from qrnca_lens.views.report import Section, write_page
 
@@ -57,18 +60,16 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
 ) -> None:
     page = watched.open(explorer_page)
     data = data_of(page)
-    query = data["state"]["selected"]["query"]
-    about = next(q for q in data["state"]["catalog"]["queries"] if q["id"] == query)
+    query = data["selected"]["query"]
+    about = next(q for q in data["catalog"]["queries"] if q["id"] == query)
     first, second = (f"L{layer}.N{index}" for layer, index, _ in about["neurons"][:2])
     assert page.locator('[data-part="card"] h2').inner_text() == first
     page.locator(f'[data-part="query"] button:text-is("{second}")').click()
     assert page.locator('[data-part="card"] h2').inner_text() == second
-    kept = set(data["kept"]["cards"])
     cell = next(
         cell
         for cell in page.locator('[data-role="map"] .qrnca-cell').all()
-        if f"{cell.get_attribute('data-layer')}.{cell.get_attribute('data-neuron')}" in kept
-        and cell.get_attribute("aria-label") not in (first, second)
+        if cell.get_attribute("aria-label") in {*data["cards"]} - {first, second}
     )
     name = cell.get_attribute("aria-label")
     cell.dispatch_event("click")
@@ -88,13 +89,22 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
     watched.check()
 
 
+def test_the_script_selects_as_python_does(explorer_page: Path, watched: Watched, run: Any) -> None:
+    page = watched.open(explorer_page)
+    data_of(page)
+    closed = catalog_of(run, top=2, per_group=1)
+    for catalog in (closed, replace(closed, open=True)):
+        assert page.evaluate(IN_SCRIPT, [plain(catalog), cases_of(catalog)]) == python_says(catalog)
+    watched.check()
+
+
 def test_a_neuron_that_is_not_kept_is_told_so(explorer_page: Path, watched: Watched) -> None:
     page = watched.open(explorer_page)
-    kept = set(data_of(page)["kept"]["cards"])
+    kept = set(data_of(page)["cards"])
     before = page.locator('[data-part="card"] h2').inner_text()
     for cell in page.locator('[data-role="map"] .qrnca-cell').all():
         layer, index = cell.get_attribute("data-layer"), cell.get_attribute("data-neuron")
-        if f"{layer}.{index}" not in kept:
+        if f"L{layer}.N{index}" not in kept:
             cell.dispatch_event("click")
             break
     assert f"ql.neuron(model, {layer}, {index}, located=located)" in page.locator('[data-role="message"]').inner_text()
@@ -102,7 +112,7 @@ def test_a_neuron_that_is_not_kept_is_told_so(explorer_page: Path, watched: Watc
     told = page.locator("button[data-neuron]").evaluate_all(
         "all => all.map(b => [b.dataset.layer, b.dataset.neuron, b.disabled])"
     )
-    assert {f"{layer}.{index}" in kept for layer, index, disabled in told if not disabled} == {True}
+    assert {f"L{layer}.N{index}" in kept for layer, index, disabled in told if not disabled} == {True}
     assert any(disabled for *_, disabled in told)
     page.locator('[data-role="group"]').select_option("physics")
     assert page.locator('[data-role="query"]').input_value().startswith("phys")

@@ -19,6 +19,7 @@ from qrnca_lens.models import ModelError, load_model, site_hook, to_tokens
 from qrnca_lens.readout.contributions import regions
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.views import Explorer, circuit, write_explorer
+from qrnca_lens.views.circuits import ask, circuit_of
 
 FAMILIES = (
     "llama",
@@ -113,6 +114,20 @@ def test_a_circuit_that_would_be_wrong_is_refused(run: tuple[Any, QRNeurons]) ->
         circuit(model, located, "q0", Neuron(1, 0)).of(Neuron(0, 1))
     with pytest.raises(ValueError, match=r"has prompts 0 to 2, not 3"):
         circuit(model, located, "q0", prompt=3)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_one_run_gives_the_circuits_that_a_run_for_each_neuron_gives(
+    family: str, model_of: Callable[[str], Any], located_of: Callable[[str], QRNeurons]
+) -> None:
+    model, located = model_of(family), located_of(family)
+    asked = ask(model, located.asked["q1"], 1, located.model.n_layers - 1)
+    for chosen in (Neuron(2, 5), Neuron(0, 3), Neuron(1, 7)):
+        alone, drawn = circuit(model, located, "q1", chosen, prompt=1), circuit_of(asked, NeuronSet((chosen,)))
+        assert (drawn.tokens, drawn.heads) == (alone.tokens, alone.heads)
+        for name in ("inputs", "contributions", "writes", "attention"):
+            pd.testing.assert_frame_equal(getattr(drawn, name), getattr(alone, name), check_exact=True)
+        assert np.array_equal(drawn.patterns, alone.patterns)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])

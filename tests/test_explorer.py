@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import scale
+from qrnca_lens.models import to_tokens
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.views import Explorer, circuit, drawing, neuron, show, write_explorer
 from qrnca_lens.views import html as pieces
 from qrnca_lens.views.components import attention_patterns, coloured_tokens, component, library
-from qrnca_lens.views.explorer.session import Session
+from qrnca_lens.views.explorer.page import EFFECT_QUERIES
+from qrnca_lens.views.explorer.selection import catalog_of
+from qrnca_lens.views.explorer.session import RUNS, Session
 
 
 def test_views_escape_what_they_show_and_ask_no_network(
@@ -45,7 +49,7 @@ def test_views_escape_what_they_show_and_ask_no_network(
         explorer.view["query"],
         explorer.view["card"],
         explorer.view["circuit"],
-        *explorer.catalog["maps"].values(),
+        *(group["map"] for group in explorer.catalog["groups"]),
     ]
     for body in fragments:
         check_html(body)
@@ -162,14 +166,65 @@ def test_a_page_keeps_queries_that_have_neurons(run: tuple[Any, QRNeurons], tmp_
     without = {"q0", "q1", "q4", "q7", "q10"}  # the first of g0, and all of g1
     clusters = located.clusters[~located.clusters["query"].isin(without)].reset_index(drop=True)
     partly = QRNeurons(clusters, located.queries, located.config, located.model, {}, located.asked)
-    catalog = Session(model, partly).catalog(top=2, per_group=1)
-    assert catalog["groups"] == ["g0", "g2"]
-    assert [query["id"] for query in catalog["queries"]] == ["q2", "q3"]
-    assert all(1 <= len(query["neurons"]) <= 2 for query in catalog["queries"])
+    catalog = catalog_of(partly, top=2, per_group=1)
+    assert [group.name for group in catalog.groups] == ["all groups", "g0", "g2"]
+    assert [query.id for query in catalog.queries] == ["q2", "q3"]
+    assert all(1 <= len(query.neurons) <= 2 for query in catalog.queries)
     with pytest.raises(IsADirectoryError, match=r"is a folder; give the name"):
         write_explorer(partly, tmp_path, model)
     with pytest.raises(ValueError, match=r"top must be at least 1, not 0"):
         write_explorer(partly, tmp_path / "page.html", model, top=0)
+
+
+@contextmanager
+def counted(model: Any) -> Iterator[list[int]]:
+    """Counts the whole runs of the model, in the one number of the list."""
+    runs = [0]
+
+    def count(*_: object) -> None:
+        runs[0] += 1
+
+    hook = model.register_forward_pre_hook(count)
+    try:
+        yield runs
+    finally:
+        hook.remove()
+
+
+def test_a_page_runs_the_model_once_for_all_circuits_of_a_query(run: tuple[Any, QRNeurons], tmp_path: Any) -> None:
+    model, located = run
+    catalog = catalog_of(located, top=3, per_group=2)
+    neurons = {(layer, index) for query in catalog.queries for layer, index, _ in query.neurons}
+    lengths = {len(to_tokens(model, prompt.text)) for query in located.asked for prompt in query.prompts}
+    measured = located.clusters.groupby(["layer", "neuron"]).size().clip(upper=EFFECT_QUERIES)
+    with counted(model) as runs:
+        write_explorer(located, tmp_path / "page.html", model, top=3, per_group=2, progress=False)
+    queries, pairs = len(catalog.queries), sum(len(query.neurons) for query in catalog.queries)
+    assert (queries, pairs) == (6, 18)
+    circuits, doses, examples = queries, 2 * queries, len(neurons)  # a dose-response: the prefix, and all rows after it
+    assert runs == [len(lengths) + circuits + doses + examples + sum(int(measured[pair]) for pair in neurons)]
+
+
+def test_what_was_shown_is_kept_and_the_oldest_run_forgotten(run: tuple[Any, QRNeurons]) -> None:
+    model, located = run
+    explorer = Explorer(model, located.asked, located)
+    session = Session(model, located)
+    one, two = list(located.for_query("q3"))[:2]
+    stranger = next(Neuron(0, i) for i in range(48) if Neuron(0, i) not in located.for_query("q3"))
+    for place in (one, two, stranger):
+        explorer.selected = {"query": "q3", "layer": place.layer, "neuron": place.index}
+    shown = explorer.view
+    with counted(model) as runs:
+        for place in (two, one, stranger):
+            explorer.selected = {"query": "q3", "layer": place.layer, "neuron": place.index}
+        assert (runs, explorer.view) == ([0], shown)
+        for query in located.asked.queries[: RUNS + 1]:
+            session.circuit(query.id, one)
+        assert runs == [RUNS + 1]
+        session.circuit(located.asked.queries[RUNS].id, two)
+        assert runs == [RUNS + 1]
+        session.circuit(located.asked.queries[0].id, two)
+        assert runs == [RUNS + 2]
 
 
 def test_charts_with_many_series_and_with_negative_sizes() -> None:

@@ -20,7 +20,7 @@ from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.engine.hooks import Hook
 from qrnca_lens.methods import score
 from qrnca_lens.models import HookedModel, ModelError, load_model, to_tokens
-from qrnca_lens.readout.contributions import direct_writes
+from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens
 from qrnca_lens.readout.residual import Readout, logits_of
@@ -96,7 +96,7 @@ def test_writes_are_what_the_logits_lose_without_the_neuron(family: str, read_of
     """In the last layer, the scale of the final norm held; logits before Gemma 2's soft cap."""
     model, index = read_of(family), 4
     letters = option_tokens(model, PROMPT.text).ids
-    writes = direct_writes(model, to_tokens(model, PROMPT.text), NeuronSet.of((2, index), (0, 1)), letters)
+    writes = direct_writes(PromptRun(model, to_tokens(model, PROMPT.text), 2), NeuronSet.of((2, index), (0, 1)), letters)
     before, _ = run(model, family, 2, [], hold_end=True)
     rest = [i for i in range(48) if i != index]
     after, _ = run(model, family, 2, [("blocks.2.mlp.hook_post", only(rest))], hold_end=True)
@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_refused(model_of: Callable[[str], Any], folder_o
     other = TransformerBridge.boot_transformers(str(folder_of("cohere")), device="cpu")
     other.cfg.logit_scale = 1.0
     with pytest.raises(ModelError, match="cohere: final norm, unembedding and what is known to follow them"):
-        direct_writes(other, to_tokens(other, PROMPT.text), NeuronSet.of((2, 1)), (4, 5, 6, 7))
+        direct_writes(PromptRun(other, to_tokens(other, PROMPT.text), 2), NeuronSet.of((2, 1)), (4, 5, 6, 7))
 
 
 def test_a_model_without_a_final_norm_is_refused(model_of: Callable[[str], Any]) -> None:

@@ -3,13 +3,13 @@
 The input of an MLP is the norm of a sum: the embedding, the output of every earlier head and MLP. With the norm's scale
 held at its value in this prompt, the norm is linear, so a neuron's pre-activation is a sum of one number a component
 (direct contributions; what a component does by way of later ones counts as theirs). Likewise, what a neuron writes reaches
-a letter's logit through the final norm, its scale held, and the unembedding (`models.readout`).
+a letter's logit through the final norm, its scale held, and the unembedding (`readout.residual`).
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,10 @@ from qrnca_lens.core.neurons import NeuronSet, Site
 from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.models import HookedModel, ModelError, exclusive, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.models import HookedModel, ModelError, is_hooked_transformer, mlp_width, site_hook, to_tokens
 from qrnca_lens.models.sites import (
     MIXED,
     MLP_OUT,
-    PATTERN,
     RESID_PRE,
     in_block,
     is_gated,
@@ -33,24 +32,46 @@ from qrnca_lens.models.sites import (
     residual_factor,
 )
 from qrnca_lens.readout.norms import norm_parts
-from qrnca_lens.readout.residual import Readout, linear_logits
+from qrnca_lens.readout.reading import read
+from qrnca_lens.readout.residual import Readout, linear_logits, readout_hooks
 
 CONTRIBUTION_COLUMNS = ["layer", "neuron", "input", "source", "kind", "value"]
-Cache: TypeAlias = Any
-"""An ActivationCache: tensors by hook name, the batch first."""
 
 
-def cache_for(model: HookedModel, tokens: torch.Tensor, neurons: NeuronSet) -> Cache:
-    """The cached activations of one prompt that the functions below read."""
-    last, parallel = max(neurons.by_layer()), model.cfg.parallel_attn_mlp
-    names = {in_block(layer, name) for layer in range(last + (not parallel)) for name in (MIXED, PATTERN)}
-    names |= {in_block(layer, MLP_OUT) for layer in range(last)} | {in_block(0, RESID_PRE)}
-    names |= {site_hook(model, layer, site) for layer in neurons.by_layer() for site in (*_inputs(model), "post")}
-    with exclusive(model), torch.no_grad():
-        _, cache = model.run_with_cache(
-            tokens[None], attention_mask=torch.ones_like(tokens[None]), names_filter=lambda name: name in names
-        )
-    return cache
+class PromptRun:
+    """One run of the model over one prompt, and what the circuits of all neurons up to a layer need of it.
+
+    It keeps the last position of every hook, what each head writes there once it has been asked for, and the attention
+    patterns: layers x heads x tokens^2 numbers of the model's dtype, in the computer's memory. ModelError for weights that
+    are NaN or infinite.
+    """
+
+    def __init__(self, model: HookedModel, tokens: Tokens, last_layer: int) -> None:
+        self.model, self.tokens = model, tokens
+        attending, reading = range(_attending(model, last_layer)), range(last_layer + 1)
+        names = readout_hooks(model, reading) | {in_block(0, RESID_PRE)}
+        names |= {in_block(layer, MIXED) for layer in attending}
+        names |= {site_hook(model, layer, site) for layer in reading for site in _inputs(model)}
+        self.reading = read(model, tokens[None], names, attending)
+        self._attention: dict[int, torch.Tensor] = {}
+
+    def last(self, name: str) -> torch.Tensor:
+        """What the hook `name` saw at the last position, in float32."""
+        return self.reading.last[name][0].float()
+
+    def attention_parts(self, layer: int) -> Float[torch.Tensor, "part d_model"]:
+        """What each head of a layer adds to the residual stream, and last what the layer's attention bias adds."""
+        if layer not in self._attention:
+            attention, factor = self.model.blocks[layer].attn, residual_factor(self.model, layer)
+            mixed = self.last(in_block(layer, MIXED)).reshape(self.model.cfg.n_heads, -1)
+            heads = factor * torch.einsum("hd,hdm->hm", mixed, attention.W_O.float())
+            self._attention[layer] = torch.cat([heads, factor * _of(attention, "b_O", heads[0])[None]])
+        return self._attention[layer]
+
+
+def _attending(model: HookedModel, layer: int) -> int:
+    """How many layers' attention the MLP of `layer` reads; its own layer's is not among them where they run in parallel."""
+    return layer + (not model.cfg.parallel_attn_mlp)
 
 
 def _inputs(model: HookedModel) -> tuple[Site, ...]:
@@ -58,14 +79,14 @@ def _inputs(model: HookedModel) -> tuple[Site, ...]:
 
 
 @torch.no_grad()
-def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tuple[pd.DataFrame, pd.DataFrame]:
+def contributions_to(run: PromptRun, neurons: NeuronSet) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row for each neuron, input and source, and the pre-activations that they add up to (see `Circuit`).
 
     Raises ModelError where the remainder is more than rounding.
     """
-    rows, inputs = [], []
+    model, rows, inputs = run.model, [], []
     for layer, indices in neurons.by_layer().items():
-        sources, parts = _components(model, cache, layer)
+        sources, parts = _components(run, layer)
         mlp, norm = model.blocks[layer].mlp, norm_before_mlp(model, layer)
         if norm is None or norm_after_mlp(model, layer) is not None:
             raise _no_plain_sum(model, layer)
@@ -75,7 +96,7 @@ def contributions_to(model: HookedModel, cache: Cache, neurons: NeuronSet) -> tu
             weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()
             values = through @ weights
             bias = known.bias @ weights + _bias_of(model, layer, site)[indices]
-            actual = cache[site_hook(model, layer, site)][0, -1, indices].float()
+            actual = run.last(site_hook(model, layer, site))[indices]
             remainder = actual - values.sum(0) - bias
             size = values.abs().sum(0) + actual.abs()
             if (remainder.abs() > tolerance_of(model) * size + 1e-6).any():
@@ -107,22 +128,16 @@ def _bias_of(model: HookedModel, layer: int, site: Site) -> torch.Tensor:
     return _of(mlp, "b_gate" if site == "gate" else "b_in", like)
 
 
-def _components(
-    model: HookedModel, cache: Cache, layer: int
-) -> tuple[list[tuple[str, str]], Float[torch.Tensor, "source d_model"]]:
+def _components(run: PromptRun, layer: int) -> tuple[list[tuple[str, str]], Float[torch.Tensor, "source d_model"]]:
     """What the MLP's norm in `layer` reads at the last position, part by part: (name, kind) and vectors in float32."""
-    names, parts = [("embedding", "embedding")], [cache[in_block(0, RESID_PRE)][0, -1:].float()]
+    names, parts = [("embedding", "embedding")], [run.last(in_block(0, RESID_PRE))[None]]
     for source in range(layer + 1):
-        if source < layer or not model.cfg.parallel_attn_mlp:
-            attention = model.blocks[source].attn
-            mixed = cache[in_block(source, MIXED)][0, -1].float().reshape(model.cfg.n_heads, -1)
-            factor = residual_factor(model, source)
-            parts.append(factor * torch.einsum("hd,hdm->hm", mixed, attention.W_O.float()))
-            parts.append(factor * _of(attention, "b_O", parts[0][0])[None])
-            names += [(f"L{source}H{head}", "head") for head in range(model.cfg.n_heads)]
+        if source < _attending(run.model, layer):
+            parts.append(run.attention_parts(source))
+            names += [(f"L{source}H{head}", "head") for head in range(run.model.cfg.n_heads)]
             names.append((f"attention bias {source}", "bias"))
         if source < layer:
-            parts.append(cache[in_block(source, MLP_OUT)][0, -1:].float())
+            parts.append(run.last(in_block(source, MLP_OUT))[None])
             names.append((f"MLP {source}", "mlp"))
     return names, torch.cat(parts)
 
@@ -134,13 +149,14 @@ def _of(module: Any, name: str, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def direct_writes(model: HookedModel, tokens: Tokens, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
+def direct_writes(run: PromptRun, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
     """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one).
 
     One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column a letter. Raises
-    ModelError for an architecture whose blocks or logits are not understood (see `models.readout`).
+    ModelError for an architecture whose blocks or logits are not understood (see `readout.residual`).
     """
-    read, rows = Readout(model, tokens[None], list(neurons.by_layer())), {}
+    model, rows = run.model, {}
+    read = Readout(model, run.tokens[None], list(neurons.by_layer()), run.reading)
     for layer, indices in neurons.by_layer().items():
         post = read.post(layer)[0, indices]
         shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].float()
@@ -151,13 +167,13 @@ def direct_writes(model: HookedModel, tokens: Tokens, neurons: NeuronSet, letter
     return pd.DataFrame(ordered, columns=["layer", "neuron", "activation", *LETTERS])
 
 
-def attention_shares(model: HookedModel, cache: Cache, of: list[str], last: int) -> pd.DataFrame:
-    """How the last token's attention is shared out over the regions of the prompt, for every head up to layer `last`."""
+def attention_shares(run: PromptRun, of: list[str], last: int) -> pd.DataFrame:
+    """How the last token's attention falls on the regions of the prompt, for all heads that layer `last`'s MLP reads."""
     names = list(dict.fromkeys(of))
     belongs = np.array([[region == name for name in names] for region in of], dtype=np.float32)
     rows = []
-    for layer in range(last + (not model.cfg.parallel_attn_mlp)):
-        pattern = cache[in_block(layer, PATTERN)][0, :, -1].float().cpu().numpy()
+    for layer in range(_attending(run.model, last)):
+        pattern = run.reading.patterns[layer][:, -1].float().numpy()
         rows += [(layer, head, *shares) for head, shares in enumerate((pattern @ belongs).tolist())]
     return pd.DataFrame(rows, columns=["layer", "head", *names])
 

@@ -7,14 +7,14 @@ checked on the prompt itself: a model that does something else is refused, never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from transformer_lens.utilities.activation_functions import apply_softcap
 
-from qrnca_lens.engine.finite import check_logits, check_weights
+from qrnca_lens.engine.finite import check_logits
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
 from qrnca_lens.models.sites import (
@@ -30,6 +30,7 @@ from qrnca_lens.models.sites import (
 )
 from qrnca_lens.models.tokens import dtype_of
 from qrnca_lens.readout.norms import Vectors, norm_parts
+from qrnca_lens.readout.reading import Reading, read
 
 _COLUMNS = 16384  # of the unembedding that become float32 at once
 
@@ -37,26 +38,26 @@ _COLUMNS = 16384  # of the unembedding that become float32 at once
 class Readout:
     """The last position of some prompts of one length, read from the MLPs of `layers` to the logits.
 
-    `logits`: the model's own, [prompt, token]. Raises ModelError where the residual stream is not what a block's MLP, read
-    by `added`, says it writes, or the logits are not what `logits_of` makes of the residual stream at the end.
+    `logits`: the model's own, [prompt, token]. `reading`: a run of these prompts that kept the hooks `readout_hooks`;
+    without it they are run. Raises ModelError where the residual stream is not what a block's MLP, read by `added`, says it
+    writes, or the logits are not what `logits_of` makes of the residual stream at the end.
     """
 
-    def __init__(self, model: HookedModel, tokens: Int[torch.Tensor, "prompt position"], layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        tokens: Int[torch.Tensor, "prompt position"],
+        layers: Sequence[int],
+        reading: Reading | None = None,
+    ) -> None:
         self._model, self._final = model, in_block(model.cfg.n_layers - 1, RESID_POST)
-        names = {self._final}
-        for layer in layers:
-            names |= {in_block(layer, name) for name in (RESID_POST, MLP_OUT, *_before_mlp(model, layer))}
-            names.add(site_hook(model, layer, "post"))
-        check_weights(model, str(model.tokenizer.decode(tokens[0])))
-        with exclusive(model), torch.no_grad():
-            logits, cache = model.run_with_cache(
-                tokens, attention_mask=torch.ones_like(tokens), names_filter=lambda name: name in names
-            )
-        missing = sorted(names - set(cache))
+        names = readout_hooks(model, layers)
+        reading = reading or read(model, tokens, names)
+        missing = sorted(names - set(reading.last))
         if missing:
             raise ModelError(f"{model.cfg.model_name} has no {missing[0]}, so what its neurons write cannot be checked")
-        self._kept = {name: cache[name][:, -1] for name in names}
-        self.logits: Float[torch.Tensor, "prompt token"] = logits[:, -1]
+        self._kept = reading.last
+        self.logits: Float[torch.Tensor, "prompt token"] = reading.logits
         for ids, row in zip(tokens, self.logits, strict=True):
             check_logits(model, str(model.tokenizer.decode(ids)), ids, row)
         for layer in layers:
@@ -115,6 +116,15 @@ class Readout:
                 f"{self._model.cfg.model_name}: final norm, unembedding and what is known to follow them do not give the "
                 "model's logits, so no residual stream can be read (an architecture, or a hook, that does something else)"
             )
+
+
+def readout_hooks(model: HookedModel, layers: Iterable[int]) -> set[str]:
+    """The hooks that a `Readout` of these layers reads."""
+    names = {in_block(model.cfg.n_layers - 1, RESID_POST)}
+    for layer in layers:
+        names |= {in_block(layer, name) for name in (RESID_POST, MLP_OUT, *_before_mlp(model, layer))}
+        names.add(site_hook(model, layer, "post"))
+    return names
 
 
 def _before_mlp(model: HookedModel, layer: int) -> tuple[str, ...]:

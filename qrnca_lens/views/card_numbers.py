@@ -68,15 +68,17 @@ def strongest_examples(
     return {name: tuple(examples[i] for i in found) for name, found in chosen_rows.items()}
 
 
-def effects_of(model: HookedModel, chosen: Neuron, queries: Sequence[Query], scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean P(right letter) over each query's prompts: untouched, ablated and doubled at the last token; exact."""
+def effect_of(model: HookedModel, chosen: Neuron, query: Query) -> list[float]:
+    """Mean P(right letter) over the query's prompts: untouched, then with each of `EDITS` at the last token; exact."""
     edits = [(NeuronSet((chosen,)), factor) for factor in EDITS.values()]
-    texts = [prompt.text for query in queries for prompt in query.prompts]
-    found = iter(edited_letters(model, texts, [edits] * len(texts)))
-    rows = []
-    for query in queries:
-        p = torch.stack([next(found)[:, LETTERS.index(prompt.letter)] for prompt in query.prompts])
-        rows.append((query.id, query.group, *p.mean(0).tolist()))
+    found = edited_letters(model, [prompt.text for prompt in query.prompts], [edits] * len(query.prompts))
+    p = torch.stack([rows[:, LETTERS.index(prompt.letter)] for rows, prompt in zip(found, query.prompts, strict=True)])
+    return p.mean(0).tolist()
+
+
+def effects_table(queries: Sequence[Query], effects: Sequence[Sequence[float]], scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a query: query, group, what `effect_of` gives for it, and the neuron's rank there (see `scores_of`)."""
+    rows = [(query.id, query.group, *effect) for query, effect in zip(queries, effects, strict=True)]
     table = pd.DataFrame(rows, columns=["query", "group", "P untouched", *[f"P {name}" for name in EDITS]])
     return table.merge(scores[["query", "rank"]], on="query", how="left")
 

@@ -11,13 +11,12 @@ from jaxtyping import Float
 
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.core.neurons import Neuron, neuron_set
+from qrnca_lens.core.neurons import Neuron, NeuronSet, neuron_set
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.data import LETTERS, Prompt
+from qrnca_lens.data import LETTERS, Prompt, Query
 from qrnca_lens.engine.activity import token_texts
 from qrnca_lens.models import HookedModel, to_tokens
-from qrnca_lens.models.sites import PATTERN, in_block
-from qrnca_lens.readout.contributions import attention_shares, cache_for, contributions_to, direct_writes, regions
+from qrnca_lens.readout.contributions import PromptRun, attention_shares, contributions_to, direct_writes, regions
 from qrnca_lens.views import drawing, html
 from qrnca_lens.views.components import attention_patterns, coloured_tokens
 from qrnca_lens.views.runs import asked_query, model_of
@@ -138,23 +137,45 @@ def circuit(
     if not len(chosen):
         what = f"query {query_id!r} has no QR neurons" if neurons is None else "the neuron set is empty"
         raise ValueError(f"{what}; give the neurons to look at")
-    asked = query.prompts[prompt]
-    tokens = to_tokens(model, asked.text)
-    cache = cache_for(model, tokens, chosen)
-    contributions, inputs = contributions_to(model, cache, chosen)
+    return circuit_of(ask(model, query, prompt, max(chosen.by_layer())), chosen)
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """One run of the model over prompt `number` of a query, from which the circuits of any of its neurons are drawn."""
+
+    query: Query
+    number: int
+    run: PromptRun
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that was run."""
+        return self.query.prompts[self.number]
+
+
+def ask(model: HookedModel, query: Query, number: int, last_layer: int) -> AskedPrompt:
+    """Run one of a query's prompts, once, for the circuits of neurons up to `last_layer`."""
+    return AskedPrompt(query, number, PromptRun(model, to_tokens(model, query.prompts[number].text), last_layer))
+
+
+def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
+    """The circuit of at least one neuron in a prompt that was run already; ModelError as in `circuit`."""
+    run, model, prompt = asked.run, asked.run.model, asked.prompt
+    contributions, inputs = contributions_to(run, neurons)
     heads = _strongest_heads(contributions)
-    patterns = [cache[in_block(layer, PATTERN)][0, head].float().cpu().numpy() for layer, head in heads]
+    patterns = [run.reading.patterns[layer][head].float().numpy() for layer, head in heads]
     return Circuit(
-        query_id,
+        asked.query.id,
+        asked.number,
         prompt,
-        asked,
-        tuple(token_texts(model, tokens)),
+        tuple(token_texts(model, run.tokens)),
         inputs,
         contributions,
-        direct_writes(model, tokens, chosen, option_tokens(model, asked.text).ids),
-        attention_shares(model, cache, regions(model, asked, query.question), max(chosen.by_layer())),
+        direct_writes(run, neurons, option_tokens(model, prompt.text).ids),
+        attention_shares(run, regions(model, prompt, asked.query.question), max(neurons.by_layer())),
         tuple(heads),
-        np.stack(patterns) if patterns else np.zeros((0, len(tokens), len(tokens)), dtype=np.float32),
+        np.stack(patterns) if patterns else np.zeros((0, len(run.tokens), len(run.tokens)), dtype=np.float32),
     )
 
 

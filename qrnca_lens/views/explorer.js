@@ -5,6 +5,30 @@ const LETTERS = ["A", "B", "C", "D"];
 
 const sameView = (a, b) => a.query === b.query && a.layer === b.layer && a.neuron === b.neuron;
 
+const label = (layer, neuron) => `L${layer}.N${neuron}`;
+
+// What is selected after a change of one thing (the neuron: layer and neuron), with what that brings along. All rules stand in
+// selection.py, which `completed` there tells in words; these are the same look-ups in the catalog, in the same order. null for
+// a neuron that can't be selected.
+function completed(catalog, selected, change) {
+  const next = { ...selected, ...change };
+  const queryOf = (id) => catalog.queries.find((query) => query.id === id);
+  const inside = (id) => next.group === catalog.all || next.group === queryOf(id).group;
+  if (!("query" in change)) {
+    if (!inside(next.query)) next.query = catalog.groups.find(({ name }) => name === next.group).query;
+    const has = queryOf(next.query).neurons.some(([layer, neuron]) => layer === next.layer && neuron === next.neuron);
+    if ("layer" in change && next.layer !== null && !has) {
+      const places = catalog.neurons[label(next.layer, next.neuron)] ?? [];
+      if (!places.length && !catalog.open) return null;
+      next.query = places.find(inside) ?? places[0] ?? next.query;
+    }
+  }
+  if (!("layer" in change) && ("query" in change || next.query !== selected.query))
+    [next.layer, next.neuron] = queryOf(next.query).neurons[0] ?? [null, null];
+  if (!inside(next.query)) next.group = queryOf(next.query).group;
+  return next;
+}
+
 function mount(root, store) {
   const catalog = store.get("catalog");
   root.classList.add("qrnca", "qrnca-explorer");
@@ -38,34 +62,16 @@ function mount(root, store) {
   const selected = () => store.get("selected");
   const queriesOf = (group) => catalog.queries.filter((query) => group === catalog.all || query.group === group);
   const queryOf = (id) => catalog.queries.find((query) => query.id === id);
-  const label = ([layer, index]) => `L${layer}.N${index}`;
-
-  const kept = new Set(catalog.queries.flatMap((query) => query.neurons.map(label)));
 
   function choose(change) {
-    part("message").textContent = "";
-    store.set("selected", { ...selected(), ...change });
+    const next = completed(catalog, selected(), change);
+    part("message").textContent = next
+      ? ""
+      : `${label(change.layer, change.neuron)} is not among the neurons kept in this page. ` +
+        `In Python: ql.neuron(model, ${change.layer}, ${change.neuron}, located=located)`;
+    if (!next) return;
+    store.set("selected", next);
     store.save_changes();
-  }
-
-  function chooseQuery(id) {
-    const [layer, neuron] = queryOf(id).neurons[0] ?? [null, null];
-    choose({ query: id, layer, neuron });
-  }
-
-  // a neuron of the chosen query is looked at there; any other takes the explorer to the query where it counts most
-  function chooseNeuron(layer, neuron) {
-    const has = (query) => query.neurons.find(([l, n]) => l === layer && n === neuron);
-    if (has(queryOf(selected().query))) return choose({ layer, neuron });
-    const near = queriesOf(selected().group).filter(has);
-    const among = near.length ? near : catalog.queries.filter(has);
-    const best = among.sort((a, b) => has(b)[2] - has(a)[2])[0];
-    if (best) choose({ layer, neuron, query: best.id, group: near.length ? selected().group : best.group });
-    else if (catalog.anyNeuron) choose({ layer, neuron });
-    else
-      part("message").textContent =
-        `L${layer}.N${neuron} is not among the neurons kept in this page. ` +
-        `In Python: ql.neuron(model, ${layer}, ${neuron}, located=located)`;
   }
 
   function options(role, values, chosen) {
@@ -82,14 +88,17 @@ function mount(root, store) {
 
   function controls() {
     const now = selected();
-    options("group", [[catalog.all, catalog.all], ...catalog.groups.map((group, i) => [group, catalog.groupLabels[i]])], now.group);
+    options("group", catalog.groups.map((group) => [group.name, group.label]), now.group);
     options("query", queriesOf(now.group).map((query) => [query.id, query.label]), now.query);
-    const neurons = queryOf(now.query).neurons.map((neuron) => [label(neuron), `${label(neuron)}  (naica ${neuron[2].toPrecision(3)})`]);
-    const chosen = now.layer === null ? "none" : label([now.layer, now.neuron]);
+    const neurons = queryOf(now.query).neurons.map(([layer, neuron, naica]) => [
+      label(layer, neuron),
+      `${label(layer, neuron)}  (naica ${naica.toPrecision(3)})`,
+    ]);
+    const chosen = now.layer === null ? "none" : label(now.layer, now.neuron);
     if (!neurons.some(([value]) => value === chosen)) neurons.unshift([chosen, now.layer === null ? "none" : `${chosen}  (no QR neuron of this query)`]);
     options("neuron", neurons, chosen);
     if (part("map").dataset.group !== now.group) {
-      part("map").innerHTML = catalog.maps[now.group];
+      part("map").innerHTML = catalog.groups.find((group) => group.name === now.group).map;
       part("map").dataset.group = now.group;
     }
     mark();
@@ -99,9 +108,9 @@ function mount(root, store) {
     const { layer, neuron } = selected();
     for (const place of root.querySelectorAll("[data-neuron]"))
       place.classList.toggle("qrnca-chosen", +place.dataset.layer === layer && +place.dataset.neuron === neuron);
-    if (catalog.anyNeuron) return;
+    if (catalog.open) return;
     for (const button of root.querySelectorAll("button[data-neuron]")) {
-      button.disabled = !kept.has(button.textContent);
+      button.disabled = !(label(button.dataset.layer, button.dataset.neuron) in catalog.neurons);
       if (button.disabled) button.title = "not among the neurons kept in this page";
     }
   }
@@ -131,24 +140,15 @@ function mount(root, store) {
     root.classList.remove("qrnca-busy");
   }
 
-  part("group").addEventListener("change", (event) => {
-    const group = event.target.value;
-    const stay = queriesOf(group).some((query) => query.id === selected().query);
-    if (stay) return choose({ group });
-    // as in Python: a group brings its strongest query along
-    const strength = (query) => query.neurons[0]?.[2] ?? -Infinity;
-    const first = queriesOf(group).reduce((a, b) => (strength(b) > strength(a) ? b : a));
-    const [layer, neuron] = first.neurons[0] ?? [null, null];
-    choose({ group, query: first.id, layer, neuron });
-  });
-  part("query").addEventListener("change", (event) => chooseQuery(event.target.value));
+  part("group").addEventListener("change", (event) => choose({ group: event.target.value }));
+  part("query").addEventListener("change", (event) => choose({ query: event.target.value }));
   part("neuron").addEventListener("change", (event) => {
     const found = /^L(\d+)\.N(\d+)$/.exec(event.target.value);
-    if (found) chooseNeuron(+found[1], +found[2]);
+    if (found) choose({ layer: +found[1], neuron: +found[2] });
   });
   root.addEventListener("click", (event) => {
     const place = event.target.closest("[data-neuron]");
-    if (place) chooseNeuron(+place.dataset.layer, +place.dataset.neuron);
+    if (place) choose({ layer: +place.dataset.layer, neuron: +place.dataset.neuron });
   });
   root.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target.matches(".qrnca-cell")) event.target.dispatchEvent(new MouseEvent("click", { bubbles: true }));
@@ -168,10 +168,12 @@ function mount(root, store) {
   show();
 }
 
-// The state of a static page: what Python would answer is looked up in `kept`, computed when the page was written.
+// The state of a static page: what Python would answer is looked up in `page`, computed when the page was written.
 class PageStore {
-  constructor(state, kept) {
-    Object.assign(this, { state, kept, heard: {} });
+  constructor(page) {
+    this.page = page;
+    this.heard = {};
+    this.state = { catalog: page.catalog, selected: page.selected };
     this.state.view = this.view();
   }
   get(name) {
@@ -190,14 +192,14 @@ class PageStore {
   }
   view() {
     const { query, layer, neuron } = this.state.selected;
-    const name = `${layer}.${neuron}`;
-    const about = this.kept.queries[query];
+    const name = label(layer, neuron);
+    const about = this.page.queries[query];
     const mine = about.neurons[name];
     return {
       of: { query, layer, neuron },
       query: about.html,
       right: about.right,
-      card: this.kept.cards[name],
+      card: this.page.cards[name],
       circuit: mine.circuit,
       curves: { all: about.curve, neuron: mine.curve },
     };
@@ -208,6 +210,5 @@ class PageStore {
 async function openPage(root, data) {
   const bytes = Uint8Array.from(atob(data.textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const { state, kept } = JSON.parse(await new Response(stream).text());
-  mount(root, new PageStore(state, kept));
+  mount(root, new PageStore(JSON.parse(await new Response(stream).text())));
 }

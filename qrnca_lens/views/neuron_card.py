@@ -20,7 +20,8 @@ from qrnca_lens.views import drawing, html
 from qrnca_lens.views.card_numbers import (
     Example,
     activity_table,
-    effects_of,
+    effect_of,
+    effects_table,
     nearest_neurons,
     scores_of,
     strongest_examples,
@@ -203,7 +204,7 @@ def neuron(
         activity_table(asked, activity),
         strongest_examples(model, chosen, asked, activity),
         scores,
-        effects_of(model, chosen, queries, scores),
+        effects_table(queries, [effect_of(model, chosen, query) for query in queries], scores),
         nearest_neurons(located, chosen),
     )
 

@@ -7,7 +7,6 @@ import json
 import os
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron
@@ -17,9 +16,12 @@ from qrnca_lens.core.values import whole_number
 from qrnca_lens.core.writing import check_target
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views.components import MOUNT, library, script
+from qrnca_lens.views.explorer.selection import catalog_of, first
 from qrnca_lens.views.explorer.session import Session
+from qrnca_lens.views.explorer.state import KeptNeuron, KeptQuery, Page, plain
 from qrnca_lens.views.html import style
 from qrnca_lens.views.report import write_shell
+from qrnca_lens.views.runs import check_run
 
 TOP, PER_GROUP, EFFECT_QUERIES = 3, 6, 8
 
@@ -42,17 +44,16 @@ def write_explorer(
     """
     top, per_group = whole_number("top", top, at_least=1), whole_number("per_group", per_group, at_least=1)
     check_target(Path(out))
-    session = Session(model, located)
-    catalog = session.catalog(top=top, per_group=per_group)
-    queries = catalog["queries"]
-    if not queries:
+    check_run(located)
+    catalog = catalog_of(located, top=top, per_group=per_group)
+    if not catalog.queries:
         raise ValueError("no query of this run has QR neurons; there is nothing to explore")
-    state = {"catalog": catalog, "selected": session.first([query["id"] for query in queries])}
-    data = json.dumps({"state": state, "kept": _kept(session, queries, progress)}, ensure_ascii=True, allow_nan=False)
+    page = plain(_page(Session(model, located, catalog), progress))
+    data = json.dumps(page, ensure_ascii=True, allow_nan=False)
     packed = b64encode(gzip.compress(data.encode(), mtime=0)).decode()
     words = (
-        f"{len(queries)} of {len(located.queries)} queries with their {top} strongest query-relevant neurons; the maps show "
-        f"those of all queries. Model {located.model.name}."
+        f"{len(catalog.queries)} of {len(located.queries)} queries with their {top} strongest query-relevant neurons; the "
+        f"maps show those of all queries. Model {located.model.name}."
     )
     body = (
         f'<p>{escaped(words)}</p><div id="explorer">This page needs JavaScript, and a browser of 2023 or later.</div>'
@@ -62,21 +63,20 @@ def write_explorer(
     return write_shell(Path(out), "Neurons to explore", body, head=f"<style>{style()}</style>")
 
 
-def _kept(session: Session, queries: list[dict[str, Any]], progress: bool) -> dict[str, Any]:
-    """For every query its HTML and curves, for every neuron its card, for each pair the circuit."""
+def _page(session: Session, progress: bool) -> Page:
+    """Every query, and every neuron of it, as the widget would show it."""
     cards: dict[str, str] = {}
-    found: dict[str, Any] = {}
+    kept: dict[str, KeptQuery] = {}
     with progress_bar(progress) as bar:
-        task = bar.add_task("writing", total=len(queries))
-        for query in queries:
-            about, shown = session.query(query["id"])
-            neurons: dict[str, Any] = {}
-            for layer, index, _ in query["neurons"]:
-                chosen, name = Neuron(layer, index), f"{layer}.{index}"
-                if name not in cards:
-                    cards[name] = session.card(chosen, session.best_queries(chosen, EFFECT_QUERIES))
-                neurons[name] = {"circuit": session.circuit(query["id"], chosen), "curve": session.curve(about, chosen)}
-            every = about.curve().to_numpy().tolist()
-            found[query["id"]] = {"html": shown, "right": about.right, "curve": every, "neurons": neurons}
+        task = bar.add_task("writing", total=len(session.catalog.queries))
+        for query in session.catalog.queries:
+            about, shown = session.query(query.id)
+            neurons: dict[str, KeptNeuron] = {}
+            for layer, index, _ in query.neurons:
+                chosen = Neuron(layer, index)
+                if str(chosen) not in cards:
+                    cards[str(chosen)] = session.card(chosen, session.best_queries(chosen, EFFECT_QUERIES))
+                neurons[str(chosen)] = KeptNeuron(session.circuit(query.id, chosen), session.curve(query.id, chosen))
+            kept[query.id] = KeptQuery(shown, about.right, about.curve().to_numpy().tolist(), neurons)
             bar.advance(task)
-    return {"queries": found, "cards": cards}
+    return Page(session.catalog, first(session.catalog), kept, cards)

@@ -15,7 +15,9 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views import html
 from qrnca_lens.views.components import MOUNT, library, script
-from qrnca_lens.views.explorer.session import Session, chosen_neuron
+from qrnca_lens.views.explorer.selection import first
+from qrnca_lens.views.explorer.session import Session
+from qrnca_lens.views.explorer.state import Selection, plain
 
 
 @lru_cache(maxsize=1)
@@ -28,9 +30,10 @@ class Explorer(anywidget.AnyWidget):
     """Pick a group, a query and a neuron; see the neuron's card, its circuit and what scaling it does to the letters.
 
     Everything stays in step with Python: `selected` is a dictionary with group, query, layer, neuron, scope ("neuron" or
-    "all": what the slider scales) and factor. It can be set, in part too: a group alone brings its strongest query along, a
-    query its best neuron. `letters` are the probabilities shown. Nothing is fetched from the network. Raises RunError if
-    the run was made with another model or other queries.
+    "all": what the slider scales) and factor. It can be set, in part too: a group brings its strongest query along, a query
+    its best neuron, a neuron the query where it counts most (docs/explore.md says it exactly). `letters` are the
+    probabilities shown. Nothing is fetched from the network. Raises RunError if the run was made with another model or other
+    queries.
     """
 
     _esm = traitlets.Unicode(_module()).tag(sync=True)
@@ -42,25 +45,24 @@ class Explorer(anywidget.AnyWidget):
     def __init__(self, model: HookedModel, queries: QuerySet, located: QRNeurons) -> None:
         _check_queries(queries, located)
         self._session = Session(model, located)
-        first = self._session.first()
-        super().__init__(
-            catalog=self._session.catalog(), selected=first, view=self._session.view(first["query"], chosen_neuron(first))
-        )
+        began = first(self._session.catalog)
+        super().__init__(catalog=plain(self._session.catalog), selected=plain(began), view=plain(self._session.view(began)))
 
     @traitlets.validate("selected")
     def _check(self, proposal: Any) -> dict[str, Any]:
-        return self._session.changed(self.selected, proposal["value"])
+        old = Selection(**self.selected) if self.selected else first(self._session.catalog)
+        return plain(self._session.changed(old, proposal["value"]))
 
     @traitlets.observe("selected")
     def _follow(self, change: Any) -> None:
-        old, new = change["old"] or {}, change["new"]
-        if {**old, "factor": 0, "scope": "", "group": ""} != {**new, "factor": 0, "scope": "", "group": ""} and old:
-            self.view = self._session.view(new["query"], chosen_neuron(new))
+        new = Selection(**change["new"])
+        if change["old"] and Selection(**change["old"]).place != new.place:
+            self.view = plain(self._session.view(new))
 
     @property
     def neuron(self) -> Neuron | None:
         """The selected neuron; None for a query without QR neurons."""
-        return chosen_neuron(self.selected)
+        return Selection(**self.selected).chosen
 
     @property
     def letters(self) -> dict[str, float]:
