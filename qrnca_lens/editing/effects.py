@@ -14,7 +14,7 @@ from jaxtyping import Float
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
-from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.last_token import LastToken, factors_of
 from qrnca_lens.models import HookedModel, check_hooked
@@ -119,7 +119,7 @@ def unrelated(query: Query, queries: QuerySet, seed: int) -> str:
 
 def _compare(query: Query, before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, int, int, int]:
     """p_before, p_after, right_before, wrong_to_right, right_to_wrong over a query's prompts; tensors [prompt, letter]."""
-    right = torch.tensor([LETTERS.index(prompt.letter) for prompt in query.prompts])
+    right = torch.tensor([prompt.right for prompt in query.prompts])
     was, now = before.argmax(1) == right, after.argmax(1) == right
     p_before, p_after = (p.gather(1, right[:, None]).mean().item() for p in (before, after))
     return p_before, p_after, int(was.sum()), int((~was & now).sum()), int((was & ~now).sum())

@@ -77,6 +77,7 @@ def _kept(session: Session, queries: list[dict[str, Any]], progress: bool) -> di
                     cards[name] = session.card(chosen, session.best_queries(chosen, EFFECT_QUERIES))
                 neurons[name] = {"circuit": session.circuit(query["id"], chosen), "curve": session.curve(about, chosen)}
             every = about.curve().to_numpy().tolist()
-            found[query["id"]] = {"html": shown, "right": about.right, "curve": every, "neurons": neurons}
+            names = list(about.asked.names)
+            found[query["id"]] = {"html": shown, "letters": names, "right": about.right, "curve": every, "neurons": neurons}
             bar.advance(task)
     return {"queries": found, "cards": cards}

@@ -12,7 +12,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import visible
 from qrnca_lens.core.values import number
-from qrnca_lens.data import ALL_GROUPS, LETTERS
+from qrnca_lens.data import ALL_GROUPS
 from qrnca_lens.localization import group_heatmap
 from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.views import drawing, html
@@ -134,6 +134,7 @@ class Session:
         return {
             "of": {"query": query_id, "layer": chosen and chosen.layer, "neuron": chosen and chosen.index},
             "query": text,
+            "letters": list(about.asked.names),
             "right": about.right,
             "card": card,
             "circuit": feeds,
@@ -179,9 +180,8 @@ class Session:
             return [about.curve().loc[1.0].tolist()] * len(FACTORS)
         if str(chosen) in set(about.dose["edit"]):
             return about.curve(chosen).to_numpy().tolist()
-        text = about.query.prompts[about.prompt].text
-        found = dose_response(self.model, text, [(str(chosen), NeuronSet((chosen,)))])
-        return found[list(LETTERS)].to_numpy().tolist()
+        found = dose_response(self.model, about.asked.text, [(str(chosen), NeuronSet((chosen,)))])
+        return found[list(about.asked.names)].to_numpy().tolist()
 
     def _map(self, group: str | None) -> str:
         return drawing.grid(group_heatmap(self.located, group))
