@@ -12,7 +12,7 @@ from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Quadrature
 from qrnca_lens.core.shapes import LayerValues, Scores, Tokens
 from qrnca_lens.models import HookedModel, ModelError
-from qrnca_lens.models.tokens import dtype_of
+from qrnca_lens.models.hooked import dtype_of
 
 Objective = Callable[[torch.Tensor], torch.Tensor]
 """From logits [..., token] at the last position to the number [...] that is attributed, such as P(target)."""

@@ -13,9 +13,8 @@ from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, neuron_set
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.data import LETTERS, Prompt
-from qrnca_lens.engine.activity import token_texts
-from qrnca_lens.models import HookedModel, to_tokens
+from qrnca_lens.data import Prompt
+from qrnca_lens.models import HookedModel, reader_of
 from qrnca_lens.models.sites import PATTERN, in_block
 from qrnca_lens.readout.contributions import attention_shares, cache_for, contributions_to, direct_writes, regions
 from qrnca_lens.views import drawing, html
@@ -107,7 +106,7 @@ def _neuron_html(found: Circuit, neuron: Neuron) -> str:
     right = found.prompt.letter
     wrote = [
         (f"{a} (right)" if a == right else a, float(writes[a].iloc[0]), f"{a}: {writes[a].iloc[0]:.5g} logits")
-        for a in LETTERS
+        for a in found.prompt.names
     ]
     charts.append(
         drawing.bars(wrote, title=f"What it writes to the letters' logits, at activation {writes['activation'].iloc[0]:.3g}")
@@ -139,7 +138,8 @@ def circuit(
         what = f"query {query_id!r} has no QR neurons" if neurons is None else "the neuron set is empty"
         raise ValueError(f"{what}; give the neurons to look at")
     asked = query.prompts[prompt]
-    tokens = to_tokens(model, asked.text)
+    reader = reader_of(model)
+    tokens = reader.tokens(asked.text)
     cache = cache_for(model, tokens, chosen)
     contributions, inputs = contributions_to(model, cache, chosen)
     heads = _strongest_heads(contributions)
@@ -148,10 +148,10 @@ def circuit(
         query_id,
         prompt,
         asked,
-        tuple(token_texts(model, tokens)),
+        tuple(reader.pieces(tokens)),
         inputs,
         contributions,
-        direct_writes(model, tokens, chosen, option_tokens(model, asked.text).ids),
+        direct_writes(model, tokens, chosen, option_tokens(model, asked.text)),
         attention_shares(model, cache, regions(model, asked, query.question), max(chosen.by_layer())),
         tuple(heads),
         np.stack(patterns) if patterns else np.zeros((0, len(tokens), len(tokens)), dtype=np.float32),
