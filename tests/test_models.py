@@ -19,9 +19,10 @@ from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.editing.collateral import neutral_loss
 from qrnca_lens.editing.effects import edit_effects
+from qrnca_lens.engine import finite
 from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods import score
-from qrnca_lens.models import ModelError, finite, load_model, site_hook, sites_of, to_tokens
+from qrnca_lens.models import ModelError, load_model, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
 
 FAMILIES = [name for name in CONFIGS if name not in ("bert", "cohere")]  # TransformerLens's Cohere gives other logits

@@ -95,14 +95,14 @@ def test_shares_are_what_the_residual_stream_loses_without_the_neuron(
 def test_writes_are_what_the_logits_lose_without_the_neuron(family: str, read_of: Callable[[str], HookedModel]) -> None:
     """In the last layer, the scale of the final norm held; logits before Gemma 2's soft cap."""
     model, index = read_of(family), 4
-    letters = option_tokens(model, PROMPT.text).ids
-    writes = direct_writes(PromptRun(model, to_tokens(model, PROMPT.text), 2), NeuronSet.of((2, index), (0, 1)), letters)
+    options = option_tokens(model, PROMPT.text)
+    writes = direct_writes(PromptRun(model, to_tokens(model, PROMPT.text), 2), NeuronSet.of((2, index), (0, 1)), options)
     before, _ = run(model, family, 2, [], hold_end=True)
     rest = [i for i in range(48) if i != index]
     after, _ = run(model, family, 2, [("blocks.2.mlp.hook_post", only(rest))], hold_end=True)
     if family == "gemma2":
         before, after = (30 * torch.atanh(logits.double() / 30) for logits in (before, after))
-    lost = (before - after)[0, -1, list(letters)].tolist()
+    lost = (before - after)[0, -1, list(options.ids)].tolist()
     assert writes["layer"].tolist() == [2, 0]
     assert writes[list(LETTERS)].iloc[0].tolist() == pytest.approx(lost, rel=1e-2, abs=1e-5)
     assert max(map(abs, lost)) > 1e-4
@@ -154,7 +154,9 @@ def test_what_cannot_be_read_is_refused(model_of: Callable[[str], Any], folder_o
     other = TransformerBridge.boot_transformers(str(folder_of("cohere")), device="cpu")
     other.cfg.logit_scale = 1.0
     with pytest.raises(ModelError, match="cohere: final norm, unembedding and what is known to follow them"):
-        direct_writes(PromptRun(other, to_tokens(other, PROMPT.text), 2), NeuronSet.of((2, 1)), (4, 5, 6, 7))
+        direct_writes(
+            PromptRun(other, to_tokens(other, PROMPT.text), 2), NeuronSet.of((2, 1)), option_tokens(other, PROMPT.text)
+        )
 
 
 def test_a_model_without_a_final_norm_is_refused(model_of: Callable[[str], Any]) -> None:

@@ -19,8 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import qrnca_lens as ql
 from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
 from qrnca_lens.data import Prompt
-from qrnca_lens.models import ModelError, load_model, target_id, to_tokens
-from qrnca_lens.models.tokens import option_forms
+from qrnca_lens.models import ModelError, OptionTokens, load_model, reader_of, target_id, to_tokens
 
 SYMBOLS = list("éüñßøåçàêîôæ£©®°±µ¶·»¿×÷ØÞðþÿ¡")
 
@@ -36,9 +35,16 @@ def byte_level(corpus: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
-def of(tokenizer: Any) -> Any:
+class Bare:
     """What `target_id` needs of a model."""
-    return SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(d_vocab=len(tokenizer)))
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.cfg = tokenizer, SimpleNamespace(d_vocab=len(tokenizer))
+
+
+def option_forms(tokenizer: Any, prompt: str, **letters: Any) -> tuple[OptionTokens, ...]:
+    model = Bare(tokenizer)
+    return reader_of(model).options(prompt, **letters)
 
 
 @pytest.mark.parametrize("space", ["", " "])
@@ -46,20 +52,20 @@ def of(tokenizer: Any) -> Any:
 def test_a_latin_1_target_is_what_the_tokenizer_makes_of_it(symbol: str, space: str) -> None:
     tokenizer = byte_level([f"{before}{s}" for s in SYMBOLS for before in ("", " ")])
     (wanted,) = tokenizer.encode(space + symbol)
-    assert target_id(of(tokenizer), space + symbol) == wanted
+    assert target_id(Bare(tokenizer), space + symbol) == wanted
     assert tokenizer.decode([wanted]) == space + symbol
 
 
 def test_a_composed_and_a_decomposed_target_are_told_apart_unless_the_tokenizer_joins_them() -> None:
     tokenizer = byte_level(["é"])
-    assert target_id(of(tokenizer), "é") == tokenizer.encode("é")[0]
+    assert target_id(Bare(tokenizer), "é") == tokenizer.encode("é")[0]
     with pytest.raises(ModelError, match="is not one token"):
-        target_id(of(tokenizer), "e\u0301")
+        target_id(Bare(tokenizer), "e\u0301")
 
 
 def test_targets_of_a_tokenizer_that_puts_a_space_before_every_text() -> None:
     tokenizer = sentencepiece_tokenizer()
-    model = of(tokenizer)
+    model = Bare(tokenizer)
     pieces = tokenizer.get_vocab()
     assert tokenizer.encode("B", add_special_tokens=False) == [pieces["▁B"]]  # why the text itself cannot tell "B" from " B"
     assert (target_id(model, "B"), target_id(model, " B")) == (pieces["B"], pieces["▁B"])
@@ -77,7 +83,7 @@ def test_targets_of_a_unigram_tokenizer() -> None:
     inner = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
-    assert (target_id(of(tokenizer), "B"), target_id(of(tokenizer), " B")) == (3, 7)
+    assert (target_id(Bare(tokenizer), "B"), target_id(Bare(tokenizer), " B")) == (3, 7)
     assert option_forms(tokenizer, ":")[0].ids == (6, 7, 8, 9)
 
 

@@ -22,7 +22,8 @@ from qrnca_lens.engine.hooks import is_edited, without_edits
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.fingerprint import Written, written
 from qrnca_lens.models.hooked import HookedModel, exclusive
-from qrnca_lens.models.tokens import OptionTokens, option_forms, to_tokens
+from qrnca_lens.models.reader import reader_of
+from qrnca_lens.models.single_tokens import OptionTokens
 
 ALMOST_NONE = 0.05  # four letters that hold less than this say little about the answer
 Asked: TypeAlias = tuple[str, tuple[int, ...]]
@@ -45,13 +46,13 @@ def options_of(model: HookedModel, prompts: Sequence[str], *, batch: int = 64) -
     Scaled neurons and other hooks that are not permanent have no part in the choice, so it does not change under an edit. It
     is made once for a prompt, and anew when weights were written to. A LetterWarning tells of prompts after which the four
     letters hold less than `ALMOST_NONE` in both forms. Raises ModelError where the letters are no single tokens, and what
-    `to_tokens` raises.
+    `Reader.tokens` raises.
     """
     check_hooked(model)
     known, asked = _known(model), _asked(model, prompts)
     new = [one for one in dict.fromkeys(asked) if one not in known]
     for prompt, _ in new:
-        option_forms(model.tokenizer, prompt)
+        reader_of(model).options(prompt)
     if new:
         with exclusive(model), without_edits(model):
             for rows, logits, _ in last_positions(model, [prompt for prompt, _ in new], NeuronSet(), batch=batch):
@@ -135,7 +136,7 @@ def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.Dat
     rows = []
     for (query, prompt), p in zip(asked, found, strict=True):
         chosen = LETTERS[int(p.argmax())]
-        mine = p[LETTERS.index(prompt.letter)].item()
+        mine = p[prompt.right].item()
         right = chosen == prompt.letter
         rows.append((query.id, query.group, prompt.template, prompt.letter, chosen, right, mine, p.sum().item()))
     columns = ["query", "group", "template", "letter", "answer", "right", "probability", "mass"]
@@ -143,7 +144,7 @@ def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.Dat
 
 
 def _asked(model: HookedModel, prompts: Sequence[str]) -> list[Asked]:
-    return [(prompt, tuple(to_tokens(model, prompt).tolist())) for prompt in prompts]
+    return [(prompt, tuple(reader_of(model).tokens(prompt).tolist())) for prompt in prompts]
 
 
 def _known(model: HookedModel) -> dict[Asked, OptionTokens]:
@@ -163,7 +164,7 @@ def _decide(model: HookedModel, asked: Sequence[Asked], p: Float[torch.Tensor, "
     for one, row in zip(asked, p, strict=True):
         if one in known:
             continue
-        forms = option_forms(model.tokenizer, one[0])
+        forms = reader_of(model).options(one[0])
         masses = [row[list(form.ids)].sum().item() for form in forms]
         best = max(range(len(forms)), key=masses.__getitem__)  # the first, which the text suggests, where they are equal
         known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])

@@ -13,7 +13,7 @@ LayerValues = Float[Tensor, " layer"]
 """One number a layer, such as the completeness gap in probability units; made by `attribution`."""
 
 Tokens = Int[Tensor, " position"]
-"""The token ids of one prompt, special tokens included; made by `models.tokens`."""
+"""The token ids of one prompt, special tokens included; made by `models.reader`."""
 
 Nodes = Float[Tensor, " step"]
 """Quadrature nodes or weights on [0, 1], without unit; made by `attribution.quadrature`."""

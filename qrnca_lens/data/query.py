@@ -91,7 +91,17 @@ class Prompt:
     def marked(self) -> str:
         """The option that the letter stands for, from `options` or else from the labels in the text; "" if neither tells."""
         options = self.options or labelled_options(self.text, "a prompt")
-        return options[LETTERS.index(self.letter)] if options else ""
+        return options[self.right] if options else ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the options are called, in their order: the letters, of which `letter` is one."""
+        return LETTERS
+
+    @property
+    def right(self) -> int:
+        """The index of the right option."""
+        return self.names.index(self.letter)
 
 
 @dataclass(frozen=True)

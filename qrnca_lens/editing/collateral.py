@@ -10,7 +10,7 @@ import torch
 from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number
-from qrnca_lens.data import LETTERS, QuerySet
+from qrnca_lens.data import QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.interventions import scale
 from qrnca_lens.engine.finite import check_logits, check_weights
@@ -36,9 +36,8 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
     prompts, edits = [query.prompts[0] for query in queries], [(edited[owner], factor) for owner in owners]
     found = edited_letters(model, [prompt.text for prompt in prompts], [edits] * len(prompts))
     for prompt, letters in zip(prompts, found, strict=True):
-        index = LETTERS.index(prompt.letter)
-        right.append(letters.argmax(1) == index)
-        p.append(letters[:, index])
+        right.append(letters.argmax(1) == prompt.right)
+        p.append(letters[:, prompt.right])
     rights, ps = torch.stack(right).double(), torch.stack(p).double()
     ids = [query.id for query in queries]
     rows = []

@@ -13,7 +13,7 @@ import torch
 from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
-from qrnca_lens.data import LETTERS, Query, QuerySet
+from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.asks import Positions
 from qrnca_lens.models import HookedModel, check_hooked
@@ -113,7 +113,7 @@ def unrelated(query: Query, queries: QuerySet, seed: int) -> str:
 
 def _compare(query: Query, before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, int, int, int]:
     """p_before, p_after, right_before, wrong_to_right, right_to_wrong over a query's prompts; tensors [prompt, letter]."""
-    right = torch.tensor([LETTERS.index(prompt.letter) for prompt in query.prompts])
+    right = torch.tensor([prompt.right for prompt in query.prompts])
     was, now = before.argmax(1) == right, after.argmax(1) == right
     p_before, p_after = (p.gather(1, right[:, None]).mean().item() for p in (before, after))
     return p_before, p_after, int(was.sum()), int((~was & now).sum()), int((was & ~now).sum())

@@ -9,12 +9,11 @@ from jaxtyping import Float, Int
 from torch.nn.utils.rnn import pad_sequence
 
 from qrnca_lens.core.neurons import Neuron, NeuronSet
-from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
+from qrnca_lens.models.reader import reader_of, to_tokens
 from qrnca_lens.models.sites import site_hook
-from qrnca_lens.models.tokens import to_tokens
 
 Rows = Int[torch.Tensor, "row longest"]
 
@@ -65,7 +64,7 @@ def token_activations(
     stop = {"stop_at_layer": neuron.layer + 1} if is_hooked_transformer(model) else {}
     _, kept = _read(model, *right_padded(tokens), {name}, **stop)
     return [
-        (token_texts(model, ids), row[: len(ids), neuron.index].float().cpu())
+        (reader_of(model).pieces(ids), row[: len(ids), neuron.index].float().cpu())
         for ids, row in zip(tokens, kept[name], strict=True)
     ]
 
@@ -93,13 +92,6 @@ def right_padded(tokens: Sequence[torch.Tensor]) -> tuple[Rows, Rows]:
     ids = pad_sequence(list(tokens), batch_first=True)
     lengths = torch.tensor([len(row) for row in tokens], device=ids.device)
     return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-
-
-def token_texts(model: HookedModel, tokens: Tokens) -> list[str]:
-    """Each token decoded on its own; the vocabulary's spelling for one that is only part of a character."""
-    texts = [str(model.tokenizer.decode([token])) for token in tokens.tolist()]
-    pieces = model.tokenizer.convert_ids_to_tokens(tokens.tolist())
-    return [str(piece) if "\ufffd" in text else text for text, piece in zip(texts, pieces, strict=True)]
 
 
 def batches_of_one_length(tokens: Sequence[torch.Tensor], batch: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from qrnca_lens.models import HookedModel, ModelError
-from qrnca_lens.models.tokens import dtype_of
+from qrnca_lens.models.hooked import dtype_of
 
 _TOLERANCE = {torch.float64: 5e-5, torch.float32: 5e-5, torch.bfloat16: 5e-2}
 

@@ -10,7 +10,7 @@ import torch
 from qrnca_lens.attribution.integrated import AttributionError
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.data import LETTERS, Prompt, QuerySet
+from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.methods.ranking import Ranking
 from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, mlp_width
 
@@ -31,7 +31,7 @@ class Asked:
     @property
     def wrong(self) -> list[int]:
         """The token ids of the wrong letters."""
-        return [self.letters.id_of(letter) for letter in LETTERS if letter != self.prompt.letter]
+        return [self.letters.id_of(letter) for letter in self.letters.letters if letter != self.prompt.letter]
 
 
 ScoreFunction = Callable[[Asked], Scores]

@@ -7,9 +7,8 @@ from weakref import WeakSet
 import torch
 
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, is_hooked_transformer
+from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, dtype_of, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook, sites_of
-from qrnca_lens.models.tokens import dtype_of
 
 _SEEN: WeakSet[HookedModel] = WeakSet()  # the models whose hook points were looked at; they do not change
 

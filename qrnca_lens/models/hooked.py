@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import torch
 import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -58,6 +59,16 @@ class _Hold:
 def is_hooked_transformer(model: HookedModel) -> bool:
     """Whether the model is a HookedTransformer rather than a bridge."""
     return HookedTransformer is not None and isinstance(model, HookedTransformer)
+
+
+def device_of(model: HookedModel) -> torch.device:
+    """Where the model's parameters lie."""
+    return next(iter(model.parameters())).device
+
+
+def dtype_of(model: HookedModel) -> torch.dtype:
+    """The dtype of the model's parameters."""
+    return next(iter(model.parameters())).dtype
 
 
 @contextmanager

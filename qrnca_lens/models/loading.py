@@ -20,6 +20,7 @@ from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, HookedTransformer
+from qrnca_lens.models.reader import adds_bos
 from qrnca_lens.models.sources import (
     ATLAS_FOLDER,
     FAILURES,
@@ -199,8 +200,7 @@ def _set_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> No
     """TransformerLens prepends a BOS of its own accord: its text methods must do what the tokenizer does, no more."""
     # a bridge's public setter would give the tokenizer a BOS again, so its field is set
     setattr(model, "_tokenizer" if isinstance(model, TransformerBridge) else "tokenizer", tokenizer)
-    begins = tokenizer.bos_token_id is not None and tokenizer.encode("A")[0] == tokenizer.bos_token_id
-    model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins
+    model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = adds_bos(tokenizer)
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from jaxtyping import Float
 
 from qrnca_lens.core.neurons import NeuronSet, Site
 from qrnca_lens.core.shapes import Tokens
-from qrnca_lens.data import LETTERS, Prompt
+from qrnca_lens.data import Prompt
 from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.models import HookedModel, ModelError, is_hooked_transformer, mlp_width, site_hook, to_tokens
+from qrnca_lens.models import HookedModel, ModelError, OptionTokens, is_hooked_transformer, mlp_width, reader_of, site_hook
 from qrnca_lens.models.sites import (
     MIXED,
     MLP_OUT,
@@ -149,10 +149,10 @@ def _of(module: Any, name: str, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def direct_writes(run: PromptRun, neurons: NeuronSet, letters: tuple[int, ...]) -> pd.DataFrame:
-    """What each neuron adds to the letters' logits directly (before a soft cap, where the model has one).
+def direct_writes(run: PromptRun, neurons: NeuronSet, options: OptionTokens) -> pd.DataFrame:
+    """What each neuron adds to the options' logits directly (before a soft cap, where the model has one).
 
-    One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column a letter. Raises
+    One row a neuron, in the set's order: layer, neuron, activation (what W_out multiplies) and a column an option. Raises
     ModelError for an architecture whose blocks or logits are not understood (see `readout.residual`).
     """
     model, rows = run.model, {}
@@ -160,11 +160,11 @@ def direct_writes(run: PromptRun, neurons: NeuronSet, letters: tuple[int, ...]) 
     for layer, indices in neurons.by_layer().items():
         post = read.post(layer)[0, indices]
         shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].float()
-        logits = linear_logits(model, read.added(layer, shares), letters, held_at=read.final())
+        logits = linear_logits(model, read.added(layer, shares), options.ids, held_at=read.final())
         for row in zip(indices, post.tolist(), *logits.T.tolist(), strict=True):
             rows[layer, row[0]] = (layer, *row)
     ordered = [rows[neuron.layer, neuron.index] for neuron in neurons]
-    return pd.DataFrame(ordered, columns=["layer", "neuron", "activation", *LETTERS])
+    return pd.DataFrame(ordered, columns=["layer", "neuron", "activation", *options.letters])
 
 
 def attention_shares(run: PromptRun, of: list[str], last: int) -> pd.DataFrame:
@@ -180,25 +180,18 @@ def attention_shares(run: PromptRun, of: list[str], last: int) -> pd.DataFrame:
 
 def regions(model: HookedModel, prompt: Prompt, question: str) -> list[str]:
     """The region of every token: "question", "option A" …, "rest"; all "prompt" for tokenizers that keep no offsets."""
-    if not model.tokenizer.is_fast:
-        return ["prompt"] * len(to_tokens(model, prompt.text))
+    offsets = reader_of(model).offsets(prompt.text)
+    if offsets is None:
+        return ["prompt"] * len(reader_of(model).tokens(prompt.text))
     spans, at = {}, 0
-    labelled = [(f"option {a}", rf"(?<!\w){a}\W{{1,3}}", o) for a, o in zip(LETTERS, prompt.options, strict=False)]
+    labelled = [(f"option {a}", rf"(?<!\w){a}\W{{1,3}}", o) for a, o in zip(prompt.names, prompt.options, strict=False)]
     for name, label, part in [("question", "", question), *labelled]:
         # with its label: an option of one letter also stands in "Options" and is itself a label
         found = re.compile(f"{label}({re.escape(part)})").search(prompt.text, at) if part else None
         if found:
             spans[name], at = found.span(1), found.end()
     made = []
-    for start, end in _offsets(model, prompt.text):
+    for start, end in offsets:
         inside = [name for name, (first, last) in spans.items() if max(first, start) < min(last, end)]
         made.append(inside[0] if inside else "rest")
     return made
-
-
-def _offsets(model: HookedModel, text: str) -> list[tuple[int, int]]:
-    """Where in `text` each of its tokens stands; (0, 0) for a BOS that the model adds."""
-    read = model.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    offsets = [(int(start), int(end)) for start, end in read["offset_mapping"]]
-    missing = len(to_tokens(model, text)) - len(offsets)
-    return [(0, 0)] * missing + offsets if missing >= 0 else offsets[-missing:]

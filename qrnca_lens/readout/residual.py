@@ -16,7 +16,7 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 
 from qrnca_lens.engine.finite import check_logits
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
+from qrnca_lens.models.hooked import HookedModel, dtype_of, exclusive, is_hooked_transformer
 from qrnca_lens.models.sites import (
     ATTN_OUT,
     MLP_OUT,
@@ -28,7 +28,6 @@ from qrnca_lens.models.sites import (
     residual_factor,
     site_hook,
 )
-from qrnca_lens.models.tokens import dtype_of
 from qrnca_lens.readout.norms import Vectors, norm_parts
 from qrnca_lens.readout.reading import Reading, read
 

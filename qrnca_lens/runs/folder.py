@@ -26,13 +26,15 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must be equal for one run to go on from another: the configuration, the model, and each query as it was asked.
+    """What must be equal for one run to go on from another: the configuration, the model, its reader, each query as asked.
 
+    `reader` is `Reader.record`; the class of the tokenizer in it may be another, as transformers renames them.
     `default_site` is what a folder of format 1 means by a site of null.
     """
 
     config: dict[str, Any]
     model: dict[str, Any]
+    reader: dict[str, Any]
     queries: QuerySet
     default_site: str
 
@@ -40,6 +42,10 @@ class RunIdentity:
     def fingerprints(self) -> dict[str, str]:
         """The SHA-256 of every query by its id: group, prompt texts and letters."""
         return {query.id: QuerySet((query,)).fingerprint for query in self.queries}
+
+    def record(self, asked: dict[str, str]) -> dict[str, Any]:
+        """What the manifest holds of it, with the fingerprints of all queries that were asked so far."""
+        return {"config": self.config, "model": self.model, "reader": self.reader, "queries": asked}
 
 
 class RunFolder:
@@ -136,8 +142,7 @@ class RunFolder:
             self._parts(path)
             self._record(record, {**asked, **identity.fingerprints}, manifest)
         else:
-            about = {"config": identity.config, "model": identity.model, "queries": identity.fingerprints}
-            write_record({**about, **self._origin}, manifest)
+            write_record({**identity.record(identity.fingerprints), **self._origin}, manifest)
             self._parts(path)
         for part in sorted((path / "parts").glob("queries-*.parquet")):
             clusters = part.with_name(part.name.replace("queries", "clusters"))
@@ -164,8 +169,11 @@ class RunFolder:
             theirs = field_of(dict[str, Any], record, "queries", path)
             self._refuse(differences({"queries": whole}, {"queries": theirs}), path.parent)
             asked = ours
-        here = {"config": self._identity.config, "model": self._identity.model}
-        changed = differences(here, {"config": config, "model": model})
+        # a folder of a time before readers were recorded does not tell
+        reader = field_of(dict[str, Any], record, "reader", path) if "reader" in record else self._identity.reader
+        here = {"config": self._identity.config, "model": self._identity.model, "reader": self._identity.reader}
+        there = {"config": config, "model": model, "reader": {**reader, "tokenizer": self._identity.reader["tokenizer"]}}
+        changed = differences(here, there)
         changed += [
             f"query {query!r}: other prompts, letters or group here than in the folder"
             for query, fingerprint in ours.items()
@@ -184,8 +192,7 @@ class RunFolder:
 
     def _record(self, record: dict[str, Any], asked: dict[str, str], manifest: Path) -> None:
         """Bring an older call's manifest up to this one: the queries asked so far, the versions that worked on it."""
-        identity = {"config": self._identity.config, "model": self._identity.model, "queries": asked}
-        found = {**record, **identity}
+        found = {**record, **self._identity.record(asked)}
         if record.get("versions") != self._origin["versions"]:
             again = field_of(tuple[dict[str, Any], ...], {"resumed_with": [], **record}, "resumed_with", manifest)
             found["resumed_with"] = [*again, self._origin["versions"]]

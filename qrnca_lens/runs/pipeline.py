@@ -26,7 +26,16 @@ from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.models import BusyModelError, HookedModel, ModelError, OptionTokens, check_hooked, check_site, mlp_width
+from qrnca_lens.models import (
+    BusyModelError,
+    HookedModel,
+    ModelError,
+    OptionTokens,
+    check_hooked,
+    check_site,
+    mlp_width,
+    reader_of,
+)
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
@@ -76,10 +85,12 @@ def locate(
     checked = check_prompts(model, queries)
     check_enough_left(queries, checked.failed, config)
     shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
-    identity = RunIdentity(asdict(config), asdict(shape), queries, check_site(model, None))
+    reader = reader_of(model).record()
+    identity = RunIdentity(asdict(config), asdict(shape), reader, queries, check_site(model, None))
     about: dict[str, Any] = {
         "name": queries.name,
         "made": list(queries.made),
+        "reader": reader,
         "letters": checked.decided,
         "versions": _versions(),
     }

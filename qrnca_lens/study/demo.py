@@ -11,7 +11,7 @@ import pandas as pd
 from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.data import LETTERS, Query, load_queries
+from qrnca_lens.data import Query, load_queries
 from qrnca_lens.editing import scale
 from qrnca_lens.editing.effects import SUPPRESS, edit_effects
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
@@ -99,7 +99,7 @@ def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataF
     for name, neurons, factor in cases:
         with scale(model, neurons, factor):
             rows.append([name, *letter_probabilities(model, query.prompts[:1])[0].tolist()])
-    return pd.DataFrame(rows, columns=["edit", *[f"P({letter})" for letter in LETTERS]])
+    return pd.DataFrame(rows, columns=["edit", *[f"P({letter})" for letter in query.prompts[0].names]])
 
 
 def _sections(demo: Demo) -> list[Section]:

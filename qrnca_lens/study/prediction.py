@@ -37,7 +37,7 @@ from qrnca_lens.attribution.letters import letters_and_activations, option_token
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import seed_number
-from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.engine.activity import batches_of_one_length, last_activations
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import HookedModel, to_tokens
@@ -75,7 +75,7 @@ def predict_from_neurons(
         if not len(neurons):
             continue
         asked = [prompt for query in evaluation if query.group == group for prompt in query.prompts]
-        right = np.array([LETTERS.index(prompt.letter) for prompt in asked])
+        right = np.array([prompt.right for prompt in asked])
         controls = random_sets({group: neurons}, located.model.d_mlp, seed=seed)[group]
         both = neurons | controls
         fitting = [query for query in fitted if query.group == group]
@@ -103,7 +103,7 @@ def _row(group: str, neurons: str, reading: str, count: int, right: np.ndarray) 
 def _probe(activity: np.ndarray, queries: Sequence[Query], seed: int) -> GridSearchCV:
     """The fitted probe; `activity` has a row for every prompt of `queries`, in their order."""
     prompts = [(query.id, prompt) for query in queries for prompt in query.prompts]
-    letters = np.array([LETTERS.index(prompt.letter) for _, prompt in prompts])
+    letters = np.array([prompt.right for _, prompt in prompts])
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
     folds = GroupKFold(min(_FOLDS, len({query.id for query in queries})), shuffle=True, random_state=seed)
     search = GridSearchCV(regression, {"logisticregression__C": list(_PENALTIES)}, cv=folds, n_jobs=-1)

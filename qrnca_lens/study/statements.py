@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.data import LETTERS
 from qrnca_lens.editing.effects import SUPPRESS
 from qrnca_lens.editing.statistics import edit_success
 from qrnca_lens.study.reproduce import Results
@@ -62,7 +63,7 @@ def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
         )
     )
     tokens = result.tokens[(result.tokens["kind"] == "common") & (result.tokens["rank"] <= 3)]
-    letters = tokens["promoted"].str.strip(" ĠĊ▁␣·").isin(list("ABCD"))
+    letters = tokens["promoted"].str.strip(" ĠĊ▁␣·").isin(LETTERS)
     rows.append(
         (
             "common neurons promote option letters",

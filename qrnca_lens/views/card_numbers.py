@@ -13,7 +13,7 @@ from scipy import sparse
 from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
-from qrnca_lens.data import LETTERS, Prompt, Query
+from qrnca_lens.data import Prompt, Query
 from qrnca_lens.engine.activity import token_activations
 from qrnca_lens.models import HookedModel
 
@@ -72,7 +72,7 @@ def effect_of(model: HookedModel, chosen: Neuron, query: Query) -> list[float]:
     """Mean P(right letter) over the query's prompts: untouched, then with each of `EDITS` at the last token; exact."""
     edits = [(NeuronSet((chosen,)), factor) for factor in EDITS.values()]
     found = edited_letters(model, [prompt.text for prompt in query.prompts], [edits] * len(query.prompts))
-    p = torch.stack([rows[:, LETTERS.index(prompt.letter)] for rows, prompt in zip(found, query.prompts, strict=True)])
+    p = torch.stack([rows[:, prompt.right] for rows, prompt in zip(found, query.prompts, strict=True)])
     return p.mean(0).tolist()
 
 

@@ -13,9 +13,8 @@ from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet, neuron_set
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.data import LETTERS, Prompt, Query
-from qrnca_lens.engine.activity import token_texts
-from qrnca_lens.models import HookedModel, to_tokens
+from qrnca_lens.data import Prompt, Query
+from qrnca_lens.models import HookedModel, reader_of
 from qrnca_lens.readout.contributions import PromptRun, attention_shares, contributions_to, direct_writes, regions
 from qrnca_lens.views import drawing, html
 from qrnca_lens.views.components import attention_patterns, coloured_tokens
@@ -106,7 +105,7 @@ def _neuron_html(found: Circuit, neuron: Neuron) -> str:
     right = found.prompt.letter
     wrote = [
         (f"{a} (right)" if a == right else a, float(writes[a].iloc[0]), f"{a}: {writes[a].iloc[0]:.5g} logits")
-        for a in LETTERS
+        for a in found.prompt.names
     ]
     charts.append(
         drawing.bars(wrote, title=f"What it writes to the letters' logits, at activation {writes['activation'].iloc[0]:.3g}")
@@ -156,7 +155,7 @@ class AskedPrompt:
 
 def ask(model: HookedModel, query: Query, number: int, last_layer: int) -> AskedPrompt:
     """Run one of a query's prompts, once, for the circuits of neurons up to `last_layer`."""
-    return AskedPrompt(query, number, PromptRun(model, to_tokens(model, query.prompts[number].text), last_layer))
+    return AskedPrompt(query, number, PromptRun(model, reader_of(model).tokens(query.prompts[number].text), last_layer))
 
 
 def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
@@ -169,10 +168,10 @@ def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
         asked.query.id,
         asked.number,
         prompt,
-        tuple(token_texts(model, run.tokens)),
+        tuple(reader_of(model).pieces(run.tokens)),
         inputs,
         contributions,
-        direct_writes(run, neurons, option_tokens(model, prompt.text).ids),
+        direct_writes(run, neurons, option_tokens(model, prompt.text)),
         attention_shares(run, regions(model, prompt, asked.query.question), max(neurons.by_layer())),
         tuple(heads),
         np.stack(patterns) if patterns else np.zeros((0, len(run.tokens), len(run.tokens)), dtype=np.float32),

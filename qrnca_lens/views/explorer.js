@@ -1,8 +1,6 @@
 // The explorer's face, the same in Jupyter and in a static page. `store` holds the state: in Jupyter it is the widget's
 // model (get, set, save_changes, on), in a page it is `PageStore` below. All HTML in the state comes escaped from Python.
 
-const LETTERS = ["A", "B", "C", "D"];
-
 const sameView = (a, b) => a.query === b.query && a.layer === b.layer && a.neuron === b.neuron;
 
 const label = (layer, neuron) => `L${layer}.N${neuron}`;
@@ -122,7 +120,7 @@ function mount(root, store) {
     part("factor").value = at;
     part("times").textContent = factor;
     for (const button of root.querySelectorAll(`input[name="${names}"]`)) button.checked = button.value === scope;
-    part("letters").innerHTML = LETTERS.map((letter, i) => {
+    part("letters").innerHTML = view.letters.map((letter, i) => {
       const p = view.curves[scope][at][i];
       const right = letter === view.right ? "qrnca-right" : "";
       return `<span>P(${letter})${right && " right"}</span><div class="qrnca-bar ${right}"><div style="width:${100 * p}%"></div></div>
@@ -198,6 +196,7 @@ class PageStore {
     return {
       of: { query, layer, neuron },
       query: about.html,
+      letters: about.letters,
       right: about.right,
       card: this.page.cards[name],
       circuit: mine.circuit,

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from qrnca_lens.attribution.letters import edited_letters, letter_probabilities
+from qrnca_lens.attribution.letters import edited_letters, letter_probabilities, option_tokens
 from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.data import LETTERS, Query
+from qrnca_lens.data import Prompt, Query
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views import drawing, html
 from qrnca_lens.views.runs import asked_query, model_of
@@ -42,7 +42,12 @@ class QueryView(html.View):
     @property
     def right(self) -> str:
         """The right letter of the prompt that `dose` is about."""
-        return self.query.prompts[self.prompt].letter
+        return self.asked.letter
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompt that `dose` is about."""
+        return self.query.prompts[self.prompt]
 
     def to_frame(self) -> pd.DataFrame:
         """The QR neurons, with P(right letter) when each alone is suppressed (x 0) and enhanced (x 2)."""
@@ -60,14 +65,14 @@ class QueryView(html.View):
         rows = self.dose[self.dose["edit"] == str(edit)]
         if rows.empty:
             raise KeyError(f"no edit {str(edit)!r} here; there are {', '.join(self.dose['edit'].unique())}")
-        return rows.set_index("factor")[list(LETTERS)]
+        return rows.set_index("factor")[list(self.asked.names)]
 
     def __repr__(self) -> str:
         return f"QueryView({self.query.id!r}, prompt {self.prompt}, {len(self.neurons)} QR neurons)"
 
     def to_html(self) -> str:
         """The view as an HTML fragment."""
-        asked = self.query.prompts[self.prompt]
+        asked = self.asked
         heading = f"{self.query.id} ({self.query.group}), prompt {self.prompt}, right letter {asked.letter}"
         shown = self.to_frame()
         strongest = [str(Neuron(*pair)) for pair in shown[["layer", "neuron"]].head(3).itertuples(index=False, name=None)]
@@ -79,7 +84,7 @@ class QueryView(html.View):
         right = {name: self._right_by_edit.loc[name].tolist() for name in (ALL, *strongest)}
         scaled = f"P x 0 and P x 2: P({asked.letter}) after prompt {self.prompt} with that neuron alone scaled."
         every = self.curve()
-        letters = {letter: every[letter].tolist() for letter in LETTERS}
+        letters = {letter: every[letter].tolist() for letter in asked.names}
         return "".join(
             [
                 html.section(heading, f"<pre>{escaped(asked.text)}</pre>", html.table(self.letters)),
@@ -125,7 +130,7 @@ def look(
     model: HookedModel, located: QRNeurons, query: Query, p: Float[torch.Tensor, "prompt letter"], prompt: int = 0
 ) -> QueryView:
     """The view of a query whose letters' probabilities are known already."""
-    letters = pd.DataFrame(p.tolist(), columns=[f"P({letter})" for letter in LETTERS])
+    letters = pd.DataFrame(p.tolist(), columns=[f"P({letter})" for letter in query.prompts[prompt].names])
     letters.insert(0, "prompt", range(len(query.prompts)))
     letters["right"] = [asked.letter for asked in query.prompts]
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
@@ -138,8 +143,8 @@ def look(
 def dose_response(model: HookedModel, text: str, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
     """Columns edit, factor and P of every letter after `text`, a row for each edit and each of `FACTORS`."""
     scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
-    p = edited_letters(model, [text], [scaled])[0][1:]
+    p, options = edited_letters(model, [text], [scaled])[0][1:], option_tokens(model, text)
     names = [(name, factor) for name, _ in edits for factor in FACTORS]
     return pd.DataFrame(
-        [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *LETTERS]
+        [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *options.letters]
     )

@@ -11,7 +11,7 @@ from qrnca_lens.attribution.letters import letters_and_activations
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.values import number
-from qrnca_lens.data import ALL_GROUPS, LETTERS
+from qrnca_lens.data import ALL_GROUPS
 from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.views import html
 from qrnca_lens.views.card_numbers import effect_of, effects_table
@@ -90,7 +90,7 @@ class Session:
         if chosen:
             card, feeds = self.card(chosen, [selected.query]), self.circuit(selected.query, chosen)
         curves = Curves(about.curve().to_numpy().tolist(), self.curve(selected.query, chosen))
-        return View(selected.place, text, about.right, card, feeds, curves)
+        return View(selected.place, text, list(about.asked.names), about.right, card, feeds, curves)
 
     def card(self, chosen: Neuron, effects_on: Sequence[str]) -> str:
         """The HTML of a neuron's card with its effect on these queries."""
@@ -133,6 +133,5 @@ class Session:
             return [about.curve().loc[1.0].tolist()] * len(FACTORS)
         if str(chosen) in set(about.dose["edit"]):
             return about.curve(chosen).to_numpy().tolist()
-        text = about.query.prompts[about.prompt].text
-        found = dose_response(self.model, text, [(str(chosen), NeuronSet((chosen,)))])
-        return found[list(LETTERS)].to_numpy().tolist()
+        found = dose_response(self.model, about.asked.text, [(str(chosen), NeuronSet((chosen,)))])
+        return found[list(about.asked.names)].to_numpy().tolist()

@@ -61,10 +61,11 @@ class Curves:
 
 @dataclass(frozen=True)
 class View:
-    """What the place `of` shows: HTML of the query, the neuron's card and its circuit, the right letter, the curves."""
+    """What the place `of` shows: HTML of the query, the neuron's card and its circuit, the letters and the right one, the curves."""
 
     of: Place
     query: str
+    letters: list[str]
     right: str
     card: str
     circuit: str
@@ -135,9 +136,10 @@ class KeptNeuron:
 
 @dataclass(frozen=True)
 class KeptQuery:
-    """What a page keeps of a query: HTML, right letter, the curve with all neurons scaled, and its neurons by name."""
+    """What a page keeps of a query: HTML, the letters and the right one, the curve with all neurons scaled, and its neurons by name."""
 
     html: str
+    letters: list[str]
     right: str
     curve: Curve
     neurons: dict[str, KeptNeuron]

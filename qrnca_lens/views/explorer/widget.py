@@ -68,7 +68,7 @@ class Explorer(anywidget.AnyWidget):
     def letters(self) -> dict[str, float]:
         """P of every letter as shown: the selected query's prompt with the selected neurons scaled."""
         at = self.catalog["factors"].index(self.selected["factor"])
-        return dict(zip("ABCD", self.view["curves"][self.selected["scope"]][at], strict=True))
+        return dict(zip(self.view["letters"], self.view["curves"][self.selected["scope"]][at], strict=True))
 
 
 def _check_queries(queries: QuerySet, located: QRNeurons) -> None:

@@ -1,0 +1,171 @@
+"""What a model is asked for: one token, a choice among options, a continuation. Each has an objective and a verdict.
+
+The objective, a probability, is what the engine attributes; the verdict, right or wrong, is what tables count. Both read
+logits [..., read, token]: those at the last `reads` positions of a text, in their order. Probabilities are softmaxes over
+the whole vocabulary, in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+
+from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.data import Prompt
+from qrnca_lens.models import HookedModel, OptionTokens, reader_of
+
+Logits: TypeAlias = Float[torch.Tensor, "*row read token"]
+"""The logits of each row at the last positions that a target reads."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What every target tells."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def reads(self) -> int:
+        """How many last positions' logits it needs."""
+        ...
+
+    def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
+        """The probability of the target, differentiable. ValueError for logits of another number of positions."""
+        ...
+
+    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+        """Whether the model says the target. ValueError for logits of another number of positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneToken:
+    """The token `id`, in tables called `text`. It is right where it is the likeliest of the whole vocabulary."""
+
+    id: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        """The token's text."""
+        return self.text
+
+    @property
+    def reads(self) -> int:
+        """The last position alone."""
+        return 1
+
+    def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
+        """P(token)."""
+        return _probabilities(self, logits)[..., 0, self.id]
+
+    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+        """Whether the token is the likeliest."""
+        return _checked(self, logits)[..., 0, :].argmax(-1) == self.id
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several options, number `right` of `options`. It is right where it is the likeliest of the options.
+
+    ValueError for a `right` that is no option.
+    """
+
+    options: OptionTokens
+    right: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.right < len(self.options.ids):
+            raise ValueError(f"there are options 0 to {len(self.options.ids) - 1}, so none is right with {self.right}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the options are called, in their order."""
+        return self.options.letters
+
+    @property
+    def name(self) -> str:
+        """What the right option is called."""
+        return self.names[self.right]
+
+    @property
+    def reads(self) -> int:
+        """The last position alone."""
+        return 1
+
+    def probabilities(self, logits: Logits) -> Float[torch.Tensor, "*row option"]:
+        """P of each option; they add up to less than 1, as other tokens have a share."""
+        return _probabilities(self, logits)[..., 0, list(self.options.ids)]
+
+    def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
+        """P(right option)."""
+        return self.probabilities(logits)[..., self.right]
+
+    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+        """Whether the right option is the likeliest."""
+        return self.probabilities(logits).argmax(-1) == self.right
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Several tokens after a prompt, in tables called `text`.
+
+    The text that is run is the prompt and all of `ids` but the last: its last `reads` positions predict `ids`. It is right
+    where each token is the likeliest after those before it, so that a model that always takes the likeliest says it.
+    ValueError for no token.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ValueError(f"the continuation {self.text!r} has no tokens; give at least one")
+
+    @property
+    def name(self) -> str:
+        """The continuation's text."""
+        return self.text
+
+    @property
+    def reads(self) -> int:
+        """As many positions as there are tokens."""
+        return len(self.ids)
+
+    def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
+        """P(continuation | prompt): the product of each token's P after those before it."""
+        return _probabilities(self, logits)[..., range(self.reads), list(self.ids)].prod(-1)
+
+    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+        """Whether each token is the likeliest at its position."""
+        best = _checked(self, logits).argmax(-1)
+        return (best == torch.tensor(self.ids, device=best.device)).all(-1)
+
+
+def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice:
+    """The target that something stands for: the options' choice of a prompt, the one token of a text or a token id.
+
+    Which tokens the options are is decided by `letters.options_of`. Raises ModelError where options or text are no single
+    tokens or an id is outside the vocabulary, and what `options_of` raises.
+    """
+    if isinstance(asked, Prompt):
+        return Choice(option_tokens(model, asked.text), asked.right)
+    reader = reader_of(model)
+    token = reader.token(asked)
+    return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
+
+
+def _probabilities(target: Target, logits: Logits) -> Float[torch.Tensor, "*row read token"]:
+    return _checked(target, logits).float().softmax(-1)
+
+
+def _checked(target: Target, logits: Logits) -> Logits:
+    if logits.shape[-2] != target.reads:
+        raise ValueError(f"{target.name!r} is read at {target.reads} positions; these logits are of {logits.shape[-2]}")
+    return logits
