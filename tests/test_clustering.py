@@ -143,7 +143,18 @@ def test_neuron_sets() -> None:
     assert Neuron(2, 0) in b
     assert a.by_layer() == {0: [1], 1: [2]}
     assert str(Neuron(3, 17)) == "L3.N17"
+    rows = pd.DataFrame({"naica": [0.5, 0.4, 0.3], "neuron": [2, 1, 2], "layer": [1, 0, 1]}, index=[7, 3, 5])
+    assert list(NeuronSet.from_frame(rows)) == [Neuron(1, 2), Neuron(0, 1)]
+    assert NeuronSet.from_frame(a.to_frame()) == a
+    with pytest.raises(ValueError, match="needs the columns layer and neuron; it has no 'neuron' among 'naica', 'layer'"):
+        NeuronSet.from_frame(rows[["naica", "layer"]])
     with pytest.raises(ValueError, match="start at 0"):
         Neuron(-1, 0)
     with pytest.raises(ValueError, match=r"neuron L2\.N0 is outside the model: it has layers 0 to 1"):
         b.check_inside(2, 5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_neuron_set_is_not_made_of_what_is_no_table() -> None:
+    with pytest.raises(TypeError, match="expected a table with the columns layer and neuron, found list"):
+        NeuronSet.from_frame([(1, 2)])  # type: ignore[arg-type]

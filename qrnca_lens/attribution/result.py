@@ -41,7 +41,7 @@ class Attribution:
 
     def neurons(self, k: int = 20) -> NeuronSet:
         """The `k` highest-scoring neurons, best first."""
-        return NeuronSet.of(*self.top(k)[["layer", "neuron"]].itertuples(index=False, name=None))
+        return NeuronSet.from_frame(self.top(k))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a neuron: layer, neuron, score."""

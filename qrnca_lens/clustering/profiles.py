@@ -75,8 +75,7 @@ class NeuronClusters:
         i = whole_number("i", i)
         if i not in self.groups.index:
             raise KeyError(f"no cluster {i} in this result; there are 0 to {self.k - 1}")
-        rows = self.table.loc[self.table["cluster"] == i, ["layer", "neuron"]]
-        return NeuronSet.of(*rows.itertuples(index=False, name=None))
+        return NeuronSet.from_frame(self.table[self.table["cluster"] == i])
 
     def _known_stability(self) -> Float[np.ndarray, " known"]:
         return self.stability[~np.isnan(self.stability)]

@@ -37,8 +37,5 @@ def knowledge_neurons(located: QRNeurons) -> dict[str, NeuronSet]:
 
 
 def _sets(located: QRNeurons, rows: pd.DataFrame) -> dict[str, NeuronSet]:
-    found = {
-        str(query): NeuronSet.of(*part[["layer", "neuron"]].itertuples(index=False, name=None))
-        for query, part in rows.groupby("query")
-    }
+    found = {str(query): NeuronSet.from_frame(part) for query, part in rows.groupby("query")}
     return {query: found.get(query, NeuronSet()) for query in located.queries["query"]}

@@ -54,6 +54,22 @@ class NeuronSet:
         """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`."""
         return cls(tuple(Neuron(layer, index) for layer, index in pairs))
 
+    @classmethod
+    def from_frame(cls, rows: pd.DataFrame) -> NeuronSet:
+        """From the columns layer and neuron of a table, in its order; a neuron of several rows counts once.
+
+        TypeError for anything but a table, ValueError for a table without one of the columns.
+        """
+        if not isinstance(rows, pd.DataFrame):
+            raise TypeError(f"expected a table with the columns layer and neuron, found {type(rows).__name__}")
+        missing = [name for name in ("layer", "neuron") if name not in rows.columns]
+        if missing:
+            raise ValueError(
+                f"a table of neurons needs the columns layer and neuron; it has no {missing[0]!r} among "
+                f"{', '.join(map(repr, rows.columns))}"
+            )
+        return cls.of(*zip(rows["layer"].tolist(), rows["neuron"].tolist(), strict=True))
+
     def __len__(self) -> int:
         return len(self.neurons)
 

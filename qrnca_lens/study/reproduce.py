@@ -192,7 +192,7 @@ def _tokens(model: HookedModel, located: QRNeurons) -> pd.DataFrame:
     """Promoted tokens of the most common neurons and of the strongest QR neurons (table 5)."""
     kinds: Mapping[str, NeuronSet] = {
         "common": NeuronSet(located.common_set.neurons[:10]),
-        "QR": NeuronSet.of(*located.top(10)[["layer", "neuron"]].itertuples(index=False, name=None)),
+        "QR": NeuronSet.from_frame(located.top(10)),
     }
     parts = [promoted_tokens(model, neurons, k=8).assign(kind=kind) for kind, neurons in kinds.items() if len(neurons)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_TOKEN_COLUMNS)
