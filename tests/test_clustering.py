@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
-from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.neurons import Neuron, NeuronSet, top_neurons
 from qrnca_lens.core.store import RunError
 
 SCORES = {
@@ -158,3 +158,11 @@ def test_neuron_sets() -> None:
 def test_a_neuron_set_is_not_made_of_what_is_no_table() -> None:
     with pytest.raises(TypeError, match="expected a table with the columns layer and neuron, found list"):
         NeuronSet.from_frame([(1, 2)])  # type: ignore[arg-type]
+
+
+def test_the_highest_scores_are_neurons_best_first() -> None:
+    scores = torch.tensor([[0.5, -1.0, 0.25], [0.0, 4.0, 0.125]], dtype=torch.bfloat16)
+    found = top_neurons(scores, 3)
+    assert found.to_numpy().tolist() == [[1, 1, 4.0], [0, 0, 0.5], [0, 2, 0.25]]
+    assert [len(top_neurons(scores, k)) for k in (0, 6, 7)] == [0, 6, 6]
+    assert top_neurons(scores, 0).dtypes.astype(str).tolist() == ["int64", "int64", "float64"]

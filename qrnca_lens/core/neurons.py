@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+import torch
 
+from qrnca_lens.core.shapes import Scores
 from qrnca_lens.core.values import whole_number
 
 Site = Literal["up", "gate", "pre", "post"]
@@ -115,3 +117,10 @@ def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
     if isinstance(neurons, NeuronSet):
         return neurons
     return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))
+
+
+def top_neurons(scores: Scores, k: int) -> pd.DataFrame:
+    """The `k` neurons with the highest scores (all, where there are fewer), best first: columns layer, neuron, score."""
+    values, flat = scores.flatten().topk(min(k, scores.numel()))
+    layers, neurons = torch.div(flat, scores.shape[1], rounding_mode="floor"), flat % scores.shape[1]
+    return pd.DataFrame({"layer": layers.cpu(), "neuron": neurons.cpu(), "score": values.double().cpu()})

@@ -9,7 +9,7 @@ import torch
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.selection import knowledge_neurons, qrnca, with_common, without_ica
-from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.neurons import NeuronSet, top_neurons
 from qrnca_lens.data import QuerySet
 from qrnca_lens.methods import BASELINES, score
 from qrnca_lens.methods.controls import random_sets
@@ -84,9 +84,7 @@ def by_score(key: str) -> Callable[[Evidence], Sets]:
         for query in evidence.queries:
             count = len(evidence.located.for_query(query.id))
             total = torch.stack([score(key, evidence.model, prompt) for prompt in query.prompts]).sum(0)
-            flat = total.flatten().topk(count).indices
-            layers = torch.div(flat, total.shape[1], rounding_mode="floor")
-            found[query.id] = NeuronSet.of(*zip(layers.tolist(), (flat % total.shape[1]).tolist(), strict=True))
+            found[query.id] = NeuronSet.from_frame(top_neurons(total, count))
         return found
 
     return find
