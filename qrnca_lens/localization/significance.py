@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.values import seed_number, whole_number
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
@@ -139,7 +140,7 @@ def _frame(located: QRNeurons, statistic: str, values: Float[np.ndarray, "shuffl
     p = np.where(np.isnan(observed), np.nan, (1 + (~less_extreme).sum(axis=0)) / (1 + len(permuted)))
     columns = [column[~np.isnan(column)] for column in permuted.T]
     mean = [column.mean() if len(column) else np.nan for column in columns]
-    low, high = ([np.quantile(column, share) if len(column) else np.nan for column in columns] for share in (0.025, 0.975))
+    low, high = zip(*map(quantile_interval, columns), strict=True)
     sizes = located.queries["group"].value_counts().reindex(list(located.groups)).to_numpy()
     made = [list(located.groups), statistic, sizes, observed, mean, low, high, p, holm(p)]
     return pd.DataFrame(dict(zip(TEST_COLUMNS, made, strict=True)))

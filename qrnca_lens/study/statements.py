@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.intervals import bootstrap_interval, quantile_interval, with_interval
 from qrnca_lens.editing.effects import SUPPRESS
 from qrnca_lens.editing.statistics import edit_success
 from qrnca_lens.study.reproduce import Results
 
-_RESAMPLES = 2000
 _OVERLAP_RESAMPLES = 200
 _RIVALS = {
     "random": "QRNCA's suppression is ahead of random neurons",
@@ -44,10 +44,10 @@ def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
         if rival in by_method:
             theirs = _specific(by_method[rival]).reindex(ours.index)
             difference = (ours - theirs).to_numpy(dtype=float)
-            low, high = _bootstrap(difference)
+            low, high = bootstrap_interval(difference)
             verdict = "yes" if high < 0 else "no" if low > 0 else "not told apart"
             flips = [edit_success(by_method[key].reset_index(), boost=False) for key in ("qrnca", rival)]
-            apart = f"difference {difference.mean():.1f} [{low:.1f}, {high:.1f}]"
+            apart = f"difference {with_interval(difference.mean(), (low, high))}"
             turned = f"flips {flips[0].count} against {flips[1].count} of {flips[0].of}"
             numbers = f"specific change of P {ours.mean():.1f} against {theirs.mean():.1f} points, {apart}; {turned}"
             rows.append((text, name, verdict, numbers))
@@ -79,17 +79,11 @@ def _specific(rows: pd.DataFrame) -> pd.Series:
     return 100 * (own - (rows["p_unrelated_after"] - rows["p_unrelated_before"]))
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    rows = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _overlap_statement(domains: QRNeurons, languages: QRNeurons) -> tuple[str, str, str, str]:
     """Do domains overlap more? Bootstrap over the queries of every group, as the sets grow with the number of queries."""
     rng = np.random.default_rng(0)
     drawn = np.array([[_mean_overlap(located, rng) for located in (domains, languages)] for _ in range(_OVERLAP_RESAMPLES)])
-    low, high = np.quantile(drawn[:, 0] - drawn[:, 1], [0.025, 0.975])
+    low, high = quantile_interval(drawn[:, 0] - drawn[:, 1])
     verdict = "yes" if low > 0 else "no" if high < 0 else "not told apart"
     means = [_mean_overlap(located, None) for located in (domains, languages)]
     numbers = f"mean overlap {means[0]:.3f} against {means[1]:.3f}, bootstrapped difference [{low:.3f}, {high:.3f}]"

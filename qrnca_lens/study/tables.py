@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qrnca_lens.core.intervals import normal_interval, with_interval
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
 from qrnca_lens.localization import overlap
@@ -35,7 +36,7 @@ def table3(results: Measured) -> pd.DataFrame:
         per_query = found.located.per_query()
         for group in found.located.groups:
             counts = per_query.loc[per_query["group"] == group, "qr"]
-            low, high = _normal_interval(counts)
+            low, high = normal_interval(counts)
             rows.append((name, group, len(counts), float(counts.mean()), low, high, paper.TABLE3.get(group)))
     return pd.DataFrame(rows, columns=["data set", "group", "queries", "QR neurons", "low", "high", "paper"])
 
@@ -44,15 +45,15 @@ def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
     """PCR by method, data set and direction; `extended` gives the methods that the paper does not have, on their sample."""
     rows = []
     for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
-        ours = f"{pcr.pcr:.1f} [{pcr.ci[0]:.1f}, {pcr.ci[1]:.1f}]" if pcr.pcr is not None and pcr.ci else _untold(pcr)
+        ours = with_interval(pcr.pcr, pcr.ci) if pcr.pcr is not None and pcr.ci else _untold(pcr)
         rows.append(
             {
                 "method": method_name(method),
                 "data set": name,
                 "direction": direction,
                 "PCR": ours,
-                "own query, %": _with_interval(pcr.related, pcr.related_ci),
-                "unrelated, %": _with_interval(pcr.unrelated, pcr.unrelated_ci),
+                "own query, %": with_interval(pcr.related, pcr.related_ci),
+                "unrelated, %": with_interval(pcr.unrelated, pcr.unrelated_ci),
                 "own query, points": f"{pcr.points:.1f}",
                 "queries": pcr.queries,
                 "paper": _paper(paper.TABLE4, method, name, direction),
@@ -174,12 +175,3 @@ def _paper(table: Mapping[tuple[str, str], tuple[float, float]], method: str, na
 
 def _untold(pcr: PCR) -> str:
     return f"unrelated change not told from 0 (ratio at least {pcr.at_least:.1f})"
-
-
-def _with_interval(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
-
-
-def _normal_interval(values: pd.Series) -> tuple[float, float]:
-    half = 1.96 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(values.mean()) - half, float(values.mean()) + half
