@@ -23,6 +23,7 @@ from qrnca_lens.localization import (
     group_heatmap,
     jaccard,
     layer_counts,
+    mean_overlap,
     overlap,
     overlap_test,
 )
@@ -73,6 +74,12 @@ def test_overlap_is_the_share_of_the_rows_set() -> None:
     wanted = pd.DataFrame({"x": [1, 1 / 2, np.nan], "y": [1 / 3, 1, np.nan], "z": [0, 0, np.nan]}, index=["x", "y", "z"])
     pd.testing.assert_frame_equal(shares, wanted, check_names=False)
     assert (shares.index.name, shares.columns.name) == ("group", "other group")
+
+
+def test_the_mean_overlap_by_hand() -> None:
+    assert mean_overlap(by_hand()) == pytest.approx((1 / 3 + 0 + 1 / 2 + 0) / 4)  # z has no set, but is another group
+    assert mean_overlap(by_hand(), ["a", "d"]) == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
+    assert mean_overlap(by_hand(), ["b", "c", "c"]) == 0.0
 
 
 def test_jaccard_by_hand_and_symmetric() -> None:

@@ -24,6 +24,7 @@ from scipy import sparse
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.localization.overlap import mean_shares
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
 _CHUNK_ENTRIES = 8_000_000
@@ -43,7 +44,7 @@ def overlap_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) ->
     permutations, seed = _checked(located, permutations, seed)
     column = located.table.groupby(["layer", "neuron"]).ngroup().to_numpy()
     members = _matrix(located, column, np.ones(len(column)))
-    values = _permuted(located, members, _mean_overlap, permutations, seed)
+    values = _permuted(located, members, lambda counts: mean_shares(counts > 0), permutations, seed)
     return _frame(located, "mean overlap with the other groups' sets", values, smaller=True)
 
 
@@ -78,15 +79,6 @@ def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     steps = p[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return corrected
-
-
-def _mean_overlap(sums: Float[np.ndarray, "column shuffle group"]) -> Float[np.ndarray, "shuffle group"]:
-    """Mean share of each group's columns that another group has too; NaN for a group with none."""
-    present = sums > 0
-    holders = present.sum(axis=2, keepdims=True)
-    shared = (present * (holders - 1)).sum(axis=0)
-    size = present.sum(axis=0)
-    return np.divide(shared / (sums.shape[2] - 1), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
 def _herfindahl(sums: Float[np.ndarray, "column shuffle group"]) -> Float[np.ndarray, "shuffle group"]:

@@ -11,6 +11,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import bootstrap_interval, quantile_interval, with_interval
 from qrnca_lens.editing.effects import SUPPRESS
 from qrnca_lens.editing.statistics import edit_success
+from qrnca_lens.localization import mean_overlap
 from qrnca_lens.study.reproduce import Results
 
 _OVERLAP_RESAMPLES = 200
@@ -81,23 +82,16 @@ def _specific(rows: pd.DataFrame) -> pd.Series:
 
 def _overlap_statement(domains: QRNeurons, languages: QRNeurons) -> tuple[str, str, str, str]:
     """Do domains overlap more? Bootstrap over the queries of every group, as the sets grow with the number of queries."""
-    rng = np.random.default_rng(0)
-    drawn = np.array([[_mean_overlap(located, rng) for located in (domains, languages)] for _ in range(_OVERLAP_RESAMPLES)])
+    rng, both = np.random.default_rng(0), (domains, languages)
+    drawn = np.array([[mean_overlap(located, _drawn(located, rng)) for located in both] for _ in range(_OVERLAP_RESAMPLES)])
     low, high = quantile_interval(drawn[:, 0] - drawn[:, 1])
     verdict = "yes" if low > 0 else "no" if high < 0 else "not told apart"
-    means = [_mean_overlap(located, None) for located in (domains, languages)]
+    means = [mean_overlap(located) for located in both]
     numbers = f"mean overlap {means[0]:.3f} against {means[1]:.3f}, bootstrapped difference [{low:.3f}, {high:.3f}]"
     return "domains overlap more than languages", "both", verdict, numbers
 
 
-def _mean_overlap(located: QRNeurons, rng: np.random.Generator | None) -> float:
-    """The mean over ordered pairs of groups of the share of one's set in the other's; with `rng` on resampled queries."""
-    keys = located.table["layer"] * located.model.d_mlp + located.table["neuron"]
-    by_query = keys.groupby(located.table["query"]).apply(np.asarray).to_dict()
-    sets = []
-    for group in located.groups:
-        ids = located.queries.loc[located.queries["group"] == group, "query"].to_numpy()
-        chosen = ids if rng is None else rng.choice(ids, len(ids))
-        sets.append({key for query in chosen for key in by_query.get(query, ())})
-    shares = [len(a & b) / len(a) for a in sets for b in sets if a is not b and a]
-    return float(np.mean(shares))
+def _drawn(located: QRNeurons, rng: np.random.Generator) -> list[str]:
+    """As many queries of every group as it has, drawn with replacement."""
+    ids = [located.queries.loc[located.queries["group"] == group, "query"].to_numpy() for group in located.groups]
+    return [query for of_group in ids for query in rng.choice(of_group, len(of_group))]

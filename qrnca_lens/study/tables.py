@@ -13,7 +13,7 @@ import pandas as pd
 from qrnca_lens.core.intervals import normal_interval, with_interval
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
-from qrnca_lens.localization import overlap
+from qrnca_lens.localization import mean_overlap, overlap
 from qrnca_lens.methods.registry import methods
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduce import Results
@@ -115,7 +115,7 @@ def figure2a(results: Measured) -> pd.DataFrame:
     for name, result in results.items():
         rates = overlap(result.located)
         apart = rates.to_numpy(dtype=float)[~np.eye(len(rates), dtype=bool)]
-        ours = (float(np.nanmin(apart)), float(np.nanmean(apart)), float(np.nanmax(apart)))
+        ours = (float(np.nanmin(apart)), mean_overlap(result.located), float(np.nanmax(apart)))
         rows.append((name, *ours, *paper.FIGURE2A.get(name, (None, None))))
     return pd.DataFrame(rows, columns=["data set", "lowest", "mean", "highest", "paper lowest", "paper highest"])
 
