@@ -157,18 +157,6 @@ def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, belo
         raise RunError(f"{path}: column {name!r}: expected {wanted}, found {found!r}; it is damaged, start again elsewhere")
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested records, one line a field: "steps: 16 here, 8 in the folder"."""
-    lines = []
-    for key in dict.fromkeys([*ours, *theirs]):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} here, {b} in the folder")
-    return lines
-
-
 def _dataclass_of(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         _refuse(dict, value, where)

@@ -13,12 +13,9 @@ import pandas as pd
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.selection import qrnca
+from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import (
-    RunError,
-    differences,
-    field_of,
-    read_record,
     read_table,
     run_place,
     usable,
@@ -208,20 +205,13 @@ def _prediction(model: HookedModel, item: Subject, located: QRNeurons, seed: int
 
 
 def _claim(folder: Path, about: dict[str, Any], default_site: str) -> None:
-    """Make the folder this study's, or refuse it. In a study of format 1 a site of null is the model's default."""
+    """Make the folder this study's, or refuse it."""
     path = folder / "study.json"
-    if path.is_file():
-        record = read_record(path)
-        theirs = {name: value for name, value in record.items() if name != "format"}
-        config = field_of(dict[str, Any], record, "config", path)
-        if record["format"] == 1 and config.get("site", "") is None:
-            theirs["config"] = {**config, "site": default_site}
-        changed = differences(about, theirs)
-        if changed:
-            raise RunError(f"{folder} holds another study; choose another folder. What differs:\n  " + "\n  ".join(changed))
-        return
-    # a process that is killed while it writes the record leaves a hidden part of it
-    if folder.is_dir() and any(not there.name.startswith(".study.json.") for there in folder.iterdir()):
-        raise RunError(f"{folder} holds other files; choose an empty folder for the study")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(about, path)
+    claim = claim_in(path, "study")
+    if claim is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(about, path)
+    else:
+        theirs = {name: value for name, value in claim.items() if name != "format"}
+        theirs["config"] = claimed_config(claim, path, default_site)
+        refuse_another(folder, "study", differences(about, theirs))
