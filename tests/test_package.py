@@ -27,3 +27,11 @@ def test_whatever_is_imported_is_declared() -> None:
         imported |= {name.partition(".")[0] for name in names}
     others = imported - set(sys.stdlib_module_names) - {"qrnca_lens"}
     assert {"scikit-learn" if name == "sklearn" else name for name in others} <= declared
+
+
+def test_no_function_hides_its_module() -> None:
+    """`from room.name import name` would put the function in the place of the module."""
+    named = {
+        path: [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)] for path, tree in TREES.items()
+    }
+    assert [path.name for path, names in named.items() if path.stem in names] == []

@@ -26,7 +26,7 @@ from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.localization import concentration_test, group_heatmap, overlap_test
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.runs.pipeline import locate
-from qrnca_lens.study.reproduce import Sample
+from qrnca_lens.study.reproduction import Sample
 from qrnca_lens.views import Explorer, circuit, show
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as plots_localization

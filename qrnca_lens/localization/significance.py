@@ -24,7 +24,7 @@ from scipy import sparse
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.values import seed_number, whole_number
-from qrnca_lens.localization.overlap import mean_shares
+from qrnca_lens.localization.overlaps import mean_shares
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
 _CHUNK_ENTRIES = 8_000_000

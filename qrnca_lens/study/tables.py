@@ -16,7 +16,7 @@ from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_
 from qrnca_lens.localization import mean_overlap, overlap
 from qrnca_lens.methods.registry import methods
 from qrnca_lens.study import paper
-from qrnca_lens.study.reproduce import Results
+from qrnca_lens.study.reproduction import Results
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
 Measured = Mapping[str, Results]

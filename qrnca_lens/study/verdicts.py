@@ -12,7 +12,7 @@ from qrnca_lens.core.intervals import bootstrap_interval, quantile_interval, wit
 from qrnca_lens.editing.effects import SUPPRESS
 from qrnca_lens.editing.statistics import edit_success
 from qrnca_lens.localization import mean_overlap
-from qrnca_lens.study.reproduce import Results
+from qrnca_lens.study.reproduction import Results
 
 _OVERLAP_RESAMPLES = 200
 _RIVALS = {
