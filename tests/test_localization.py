@@ -268,6 +268,19 @@ def test_a_norm_after_the_mlp_lies_between_a_neuron_and_the_tokens(
     assert read["raised"].tolist() == pytest.approx(gates.topk(3).values.tolist(), rel=1e-3)
 
 
+def test_a_factor_lies_between_a_neuron_and_the_tokens(folder_of: Callable[[str], Path]) -> None:
+    """Granite multiplies what an MLP writes; in a row so small that the norm's epsilon counts, the logits show it."""
+    model, hf = load_model(folder_of("granite"), device="cpu"), AutoModelForCausalLM.from_pretrained(folder_of("granite"))
+    small = 2e-3 * hf.model.layers[1].mlp.down_proj.weight[:, 7]
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out.T[:, 7] = small
+        assert torch.equal(model.blocks[1].mlp.W_out[7], small)
+        written = torch.nn.functional.rms_norm(0.4 * small, (32,), hf.model.norm.weight, hf.config.rms_norm_eps)
+        logits = (written @ hf.lm_head.weight.T)[: len(model.tokenizer)] / 3
+    found = promoted_tokens(model, Neuron(1, 7), k=5)
+    assert found["promoted_logit"].tolist() == pytest.approx(logits.topk(5).values.tolist(), rel=1e-3)
+
+
 def test_a_neuron_that_writes_one_token(folder_of: Callable[[str], Path]) -> None:
     model = load_model(folder_of("llama"), device="cpu")
     token = target_id(model, " B")
