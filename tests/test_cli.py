@@ -176,7 +176,7 @@ def test_every_command_shows_text_as_text(odd: Path, monkeypatch: pytest.MonkeyP
     assert (odd / "new" / "card.md").read_text("utf-8") == f"# {ODD}\n"
     for build in ("mmlu", "mlama"):
         monkeypatch.setattr(
-            f"qrnca_lens.data.{build}.build_{build}", lambda *_, **__: load_questions(odd / "questions.jsonl")
+            f"qrnca_lens.data.readers.{build}.build_{build}", lambda *_, **__: load_questions(odd / "questions.jsonl")
         )
         done = run(app, ["queries", "build", build, "--from", "x", "--out", str(odd / f"{build}.jsonl")], env=wide)
         check_plain(done, f"g {SHOWN}", f"Wrote 1 questions to {place}/{build}.jsonl")
