@@ -166,3 +166,10 @@ def test_the_highest_scores_are_neurons_best_first() -> None:
     assert found.to_numpy().tolist() == [[1, 1, 4.0], [0, 0, 0.5], [0, 2, 0.25]]
     assert [len(top_neurons(scores, k)) for k in (0, 6, 7)] == [0, 6, 6]
     assert top_neurons(scores, 0).dtypes.astype(str).tolist() == ["int64", "int64", "float64"]
+
+
+def test_a_layer_is_cut_into_bins_of_equal_width() -> None:
+    llama, small = ModelShape("m", 32, 11_008, "0"), ModelShape("m", 2, 10, "0")
+    assert (llama.bin_width(128), small.bin_width(7), small.bin_width(10), small.bin_width(99)) == (86, 2, 1, 1)
+    with pytest.raises(ValueError, match="bins must be at least 1, not 0"):
+        small.bin_width(0)

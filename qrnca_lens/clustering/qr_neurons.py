@@ -55,6 +55,10 @@ class ModelShape:
     d_mlp: int
     fingerprint: str
 
+    def bin_width(self, bins: int) -> int:
+        """How many neurons of a layer stand in each of at most `bins` bins of equal width. ValueError for `bins` below 1."""
+        return -(-self.d_mlp // whole_number("bins", bins, at_least=1))
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -139,10 +143,14 @@ class QRNeurons:
             near = get_close_matches(str(query), ids, 1, 0.0)
             raise KeyError(f"no query {query!r} among the {len(ids)} of this result; the nearest is {near[0]!r}")
 
-    def for_group(self, group: str) -> NeuronSet:
-        """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
+    def check_group(self, group: str) -> None:
+        """KeyError for a group that is not in the result."""
         if group not in self.groups:
             raise KeyError(f"no group {group!r} in this result; there are {', '.join(self.groups)}")
+
+    def for_group(self, group: str) -> NeuronSet:
+        """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
+        self.check_group(group)
         return NeuronSet.from_frame(_ranked(self.table[self.table["group"] == group]))
 
     def top(self, k: int = 20) -> pd.DataFrame:

@@ -62,9 +62,8 @@ def concentration_test(located: QRNeurons, permutations: int = 1000, seed: int =
     permutation or 1 bin.
     """
     permutations, seed = _checked(located, permutations, seed)
-    bins = whole_number("bins", bins, at_least=1)
-    width = -(-located.model.d_mlp // bins)
-    cells = located.table["layer"] * bins + located.table["neuron"] // width
+    width = located.model.bin_width(bins)
+    cells = located.table["layer"] * located.model.d_mlp + located.table["neuron"] // width
     column = np.unique(cells.to_numpy(dtype=int), return_inverse=True)[1]
     naica = _matrix(located, column, located.table["naica"].to_numpy(dtype=float))
     values = _permuted(located, naica, _herfindahl, permutations, seed)
