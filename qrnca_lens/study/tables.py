@@ -64,37 +64,38 @@ def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
 
 def pcr_of(results: Measured, *, extended: bool = False) -> dict[tuple[str, str, str], PCR]:
     """PCR by (method key, data set, "boost" or "suppress")."""
-    found = {}
-    for name, result in results.items():
-        effects = result.extended if extended else result.effects
-        for method in dict.fromkeys(effects["method"]):
-            for direction, factor in _FACTORS.items():
-                rows = effects[(effects["method"] == method) & (effects["factor"] == factor)]
-                found[method, name, direction] = probability_change_ratio(rows.reset_index(drop=True))
-    return found
+    parts = _edits(results, extended=extended)
+    return {key: probability_change_ratio(rows.reset_index(drop=True)) for key, rows in parts.items()}
+
+
+def _edits(results: Measured, *, extended: bool) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """The effects by (method key, data set, "boost" or "suppress")."""
+    tables = {name: result.extended if extended else result.effects for name, result in results.items()}
+    return {
+        (method, name, direction): effects[(effects["method"] == method) & (effects["factor"] == factor)]
+        for name, effects in tables.items()
+        for method in dict.fromkeys(effects["method"])
+        for direction, factor in _FACTORS.items()
+    }
 
 
 def table6(results: Measured, *, extended: bool = False) -> pd.DataFrame:
     """Edit success by method, data set and direction: the share of predictions turned, with counts and intervals."""
     rows = []
-    for name, result in results.items():
-        effects = result.extended if extended else result.effects
-        for method in dict.fromkeys(effects["method"]):
-            for direction, factor in _FACTORS.items():
-                part = effects[(effects["method"] == method) & (effects["factor"] == factor)]
-                flips = edit_success(part, boost=direction == "boost")
-                rows.append(
-                    {
-                        "method": method_name(method),
-                        "data set": name,
-                        "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
-                        "flipped": f"{flips.count} / {flips.of}",
-                        "%": flips.share,
-                        "low": flips.ci[0],
-                        "high": flips.ci[1],
-                        "paper, %": _paper(paper.TABLE6, method, name, direction),
-                    }
-                )
+    for (method, name, direction), part in _edits(results, extended=extended).items():
+        flips = edit_success(part, boost=direction == "boost")
+        rows.append(
+            {
+                "method": method_name(method),
+                "data set": name,
+                "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
+                "flipped": f"{flips.count} / {flips.of}",
+                "%": flips.share,
+                "low": flips.ci[0],
+                "high": flips.ci[1],
+                "paper, %": _paper(paper.TABLE6, method, name, direction),
+            }
+        )
     return pd.DataFrame(rows)
 
 
