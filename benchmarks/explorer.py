@@ -29,9 +29,8 @@ def main() -> None:
     for query, one, other in pairs:
         times["another query and its neuron"].append(click(explorer, query=query, layer=one.layer, neuron=one.index))
         times["another neuron of the query"].append(click(explorer, layer=other.layer, neuron=other.index))
-    ranked = set(located.table[["layer", "neuron"]].itertuples(index=False, name=None))
-    clustered = set(located.clusters[["layer", "neuron"]].itertuples(index=False, name=None))
-    everything = {(layer, i) for layer in range(located.model.n_layers) for i in range(located.model.d_mlp)}
+    ranked, clustered = (set(ql.NeuronSet.from_frame(table)) for table in (located.table, located.clusters))
+    everything = {ql.Neuron(layer, i) for layer in range(located.model.n_layers) for i in range(located.model.d_mlp)}
     times["a neuron of some cluster that ranks nowhere"] = neurons(explorer, clustered - ranked)
     times["a neuron of no cluster (all prompts are read)"] = neurons(explorer, everything - clustered)
     times["the slider"] = [click(explorer, factor=0.25 * (k % 17)) for k in range(CLICKS)]
@@ -44,9 +43,9 @@ def queries_with_two(located: ql.QRNeurons) -> Iterable[str]:
     return (str(query) for query in located.queries["query"] if len(located.for_query(query)) > 1)
 
 
-def neurons(explorer: ql.Explorer, of: set[tuple[int, int]]) -> list[float]:
+def neurons(explorer: ql.Explorer, of: set[ql.Neuron]) -> list[float]:
     chosen = random.Random(0).sample(sorted(of), min(CLICKS, len(of)))
-    return [click(explorer, layer=layer, neuron=index) for layer, index in chosen]
+    return [click(explorer, layer=neuron.layer, neuron=neuron.index) for neuron in chosen]
 
 
 def click(explorer: ql.Explorer, **change: Any) -> float:

@@ -22,7 +22,7 @@ from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study import Subject, reproduce
 from qrnca_lens.study.demo import run_demo
 from qrnca_lens.study.report import write_report
-from qrnca_lens.study.reproduce import Sample
+from qrnca_lens.study.reproduction import Sample
 from qrnca_lens.views import Explorer, circuit, neuron, show, write_explorer
 from qrnca_lens.views.components import attention_patterns, coloured_tokens
 from qrnca_lens.views.explorer.selection import catalog_of

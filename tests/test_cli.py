@@ -25,7 +25,7 @@ from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.data import Prompt, Query, QuerySet, Question, load_questions, save_queries
 from qrnca_lens.data.readers.sources import save_questions
 from qrnca_lens.study.prediction import COLUMNS
-from qrnca_lens.study.reproduce import Sample
+from qrnca_lens.study.reproduction import Sample
 
 run = CliRunner().invoke
 
@@ -176,16 +176,16 @@ def test_every_command_shows_text_as_text(odd: Path, monkeypatch: pytest.MonkeyP
     assert (odd / "new" / "card.md").read_text("utf-8") == f"# {ODD}\n"
     for build in ("mmlu", "mlama"):
         monkeypatch.setattr(
-            f"qrnca_lens.data.{build}.build_{build}", lambda *_, **__: load_questions(odd / "questions.jsonl")
+            f"qrnca_lens.data.readers.{build}.build_{build}", lambda *_, **__: load_questions(odd / "questions.jsonl")
         )
         done = run(app, ["queries", "build", build, "--from", "x", "--out", str(odd / f"{build}.jsonl")], env=wide)
         check_plain(done, f"g {SHOWN}", f"Wrote 1 questions to {place}/{build}.jsonl")
 
 
 def test_reproduce_shows_text_as_text(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["qrnca_lens.study.reproduce"]  # its name in the package is that of the function
-    monkeypatch.setattr(module, "Sample", lambda: Sample(extended=1, collateral=1, permutations=9))
-    monkeypatch.setattr(module, "_prediction", lambda *_: pd.DataFrame(columns=COLUMNS))
+    small = Sample(extended=1, collateral=1, permutations=9)
+    monkeypatch.setattr("qrnca_lens.study.reproduction.Sample", lambda: small)
+    monkeypatch.setattr("qrnca_lens.study.reproduction._prediction", lambda *_: pd.DataFrame(columns=COLUMNS))
     arguments = ["--model", str(odd / f"model {NAME}"), "--queries", str(odd / f"{NAME}.jsonl"), "--out", str(odd / "study")]
     done = run(app, ["reproduce", *arguments], env={"COLUMNS": "400"})
     check_plain(done, NAME_SHOWN, f"Page: {str(odd).replace(ODD, SHOWN)}/study/report.html")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
-from qrnca_lens.core.neurons import Neuron, NeuronSet
+from qrnca_lens.core.neurons import Neuron, NeuronSet, top_neurons
 from qrnca_lens.core.store import RunError
 
 SCORES = {
@@ -143,7 +143,33 @@ def test_neuron_sets() -> None:
     assert Neuron(2, 0) in b
     assert a.by_layer() == {0: [1], 1: [2]}
     assert str(Neuron(3, 17)) == "L3.N17"
+    rows = pd.DataFrame({"naica": [0.5, 0.4, 0.3], "neuron": [2, 1, 2], "layer": [1, 0, 1]}, index=[7, 3, 5])
+    assert list(NeuronSet.from_frame(rows)) == [Neuron(1, 2), Neuron(0, 1)]
+    assert NeuronSet.from_frame(a.to_frame()) == a
+    with pytest.raises(ValueError, match="needs the columns layer and neuron; it has no 'neuron' among 'naica', 'layer'"):
+        NeuronSet.from_frame(rows[["naica", "layer"]])
     with pytest.raises(ValueError, match="start at 0"):
         Neuron(-1, 0)
     with pytest.raises(ValueError, match=r"neuron L2\.N0 is outside the model: it has layers 0 to 1"):
         b.check_inside(2, 5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_neuron_set_is_not_made_of_what_is_no_table() -> None:
+    with pytest.raises(TypeError, match="expected a table with the columns layer and neuron, found list"):
+        NeuronSet.from_frame([(1, 2)])  # type: ignore[arg-type]
+
+
+def test_the_highest_scores_are_neurons_best_first() -> None:
+    scores = torch.tensor([[0.5, -1.0, 0.25], [0.0, 4.0, 0.125]], dtype=torch.bfloat16)
+    found = top_neurons(scores, 3)
+    assert found.to_numpy().tolist() == [[1, 1, 4.0], [0, 0, 0.5], [0, 2, 0.25]]
+    assert [len(top_neurons(scores, k)) for k in (0, 6, 7)] == [0, 6, 6]
+    assert top_neurons(scores, 0).dtypes.astype(str).tolist() == ["int64", "int64", "float64"]
+
+
+def test_a_layer_is_cut_into_bins_of_equal_width() -> None:
+    llama, small = ModelShape("m", 32, 11_008, "0"), ModelShape("m", 2, 10, "0")
+    assert (llama.bin_width(128), small.bin_width(7), small.bin_width(10), small.bin_width(99)) == (86, 2, 1, 1)
+    with pytest.raises(ValueError, match="bins must be at least 1, not 0"):
+        small.bin_width(0)

@@ -23,6 +23,7 @@ from qrnca_lens.localization import (
     group_heatmap,
     jaccard,
     layer_counts,
+    mean_overlap,
     overlap,
     overlap_test,
 )
@@ -73,6 +74,12 @@ def test_overlap_is_the_share_of_the_rows_set() -> None:
     wanted = pd.DataFrame({"x": [1, 1 / 2, np.nan], "y": [1 / 3, 1, np.nan], "z": [0, 0, np.nan]}, index=["x", "y", "z"])
     pd.testing.assert_frame_equal(shares, wanted, check_names=False)
     assert (shares.index.name, shares.columns.name) == ("group", "other group")
+
+
+def test_the_mean_overlap_by_hand() -> None:
+    assert mean_overlap(by_hand()) == pytest.approx((1 / 3 + 0 + 1 / 2 + 0) / 4)  # z has no set, but is another group
+    assert mean_overlap(by_hand(), ["a", "d"]) == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
+    assert mean_overlap(by_hand(), ["b", "c", "c"]) == 0.0
 
 
 def test_jaccard_by_hand_and_symmetric() -> None:
@@ -259,6 +266,19 @@ def test_a_norm_after_the_mlp_lies_between_a_neuron_and_the_tokens(
     assert found["suppressed_logit"].tolist() == pytest.approx((-(-logits).topk(5).values).tolist(), rel=1e-3)
     read = read_tokens(model, Neuron(1, 7), k=3).query("input == 'gate'")
     assert read["raised"].tolist() == pytest.approx(gates.topk(3).values.tolist(), rel=1e-3)
+
+
+def test_a_factor_lies_between_a_neuron_and_the_tokens(folder_of: Callable[[str], Path]) -> None:
+    """Granite multiplies what an MLP writes; in a row so small that the norm's epsilon counts, the logits show it."""
+    model, hf = load_model(folder_of("granite"), device="cpu"), AutoModelForCausalLM.from_pretrained(folder_of("granite"))
+    small = 2e-3 * hf.model.layers[1].mlp.down_proj.weight[:, 7]
+    with torch.no_grad():
+        model.blocks[1].mlp.W_out.T[:, 7] = small
+        assert torch.equal(model.blocks[1].mlp.W_out[7], small)
+        written = torch.nn.functional.rms_norm(0.4 * small, (32,), hf.model.norm.weight, hf.config.rms_norm_eps)
+        logits = (written @ hf.lm_head.weight.T)[: len(model.tokenizer)] / 3
+    found = promoted_tokens(model, Neuron(1, 7), k=5)
+    assert found["promoted_logit"].tolist() == pytest.approx(logits.topk(5).values.tolist(), rel=1e-3)
 
 
 def test_a_neuron_that_writes_one_token(folder_of: Callable[[str], Path]) -> None:

@@ -23,7 +23,7 @@ from qrnca_lens.models import HookedModel, ModelError, load_model, to_tokens
 from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens
-from qrnca_lens.readout.residual import Readout, logits_of
+from qrnca_lens.readout.residual import Readout, into_residual, logits_of
 from qrnca_lens.study.prediction import _direct
 
 AFTER_MLP = {"gemma2": "ln2_post", "gemma3": "ln2_post", "glm4": "ln2_post", "olmo2": "ln2", "exaone4": "ln2"}
@@ -119,6 +119,14 @@ def test_the_end_of_the_model_is_read_as_the_model_reads_it(family: str, read_of
         vectors = size * torch.randn(5, 32, generator=generator)
         theirs = model.ln_final(vectors[:, None])[:, 0]
         assert torch.allclose(norm_parts(model, model.ln_final, vectors)(vectors), theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "olmo2"])
+def test_shares_reach_the_residual_stream_by_hand(family: str, model_of: Callable[[str], Any]) -> None:
+    model, shares = model_of(family), torch.stack([torch.arange(32.0), torch.ones(32)])
+    whole = torch.full((1, 32), -2.0)  # whose root mean square is 2
+    wanted = shares / 2 * model.blocks[1].ln2.w if family == "olmo2" else shares * (0.4 if family == "granite" else 1.0)
+    assert torch.allclose(into_residual(model, 1, shares, whole), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2"])

@@ -17,7 +17,7 @@ from qrnca_lens.data import Prompt
 from qrnca_lens.editing import enhance, suppress
 from qrnca_lens.engine.activity import token_activations
 from qrnca_lens.engine.edits import read_edited
-from qrnca_lens.engine.row_ends import row_ends
+from qrnca_lens.engine.padding import row_ends
 from qrnca_lens.models import to_tokens
 
 CHOSEN = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(0, 48, 3)])

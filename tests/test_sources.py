@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from qrnca_lens.cli.queries import queries_app
 from qrnca_lens.data import DataError, Question, load_queries, load_questions, to_multi_choice
-from qrnca_lens.data import mlama as mlama_module
-from qrnca_lens.data import mmlu as mmlu_module
+from qrnca_lens.data.readers import mlama as mlama_module
+from qrnca_lens.data.readers import mmlu as mmlu_module
 from qrnca_lens.data.readers.mlama import INSTRUCTIONS, LANGUAGES, RELATIONS, build_mlama
 from qrnca_lens.data.readers.mmlu import build_mmlu
 from qrnca_lens.data.readers.sources import save_questions

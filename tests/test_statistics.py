@@ -4,6 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qrnca_lens.core.intervals import (
+    bootstrap_interval,
+    normal_interval,
+    quantile_interval,
+    wilson_interval,
+    with_interval,
+)
 from qrnca_lens.editing.statistics import edit_success, group_changes, probability_change_ratio
 
 
@@ -23,6 +30,22 @@ def effects(own: list[float], unrelated: list[float]) -> pd.DataFrame:
             "right_to_wrong": [2, 0] * (n // 2),
         }
     )
+
+
+def test_intervals_by_hand() -> None:
+    assert quantile_interval(np.arange(41.0)) == (1.0, 39.0)
+    assert np.isnan(quantile_interval(np.array([]))).all()
+    squares = np.array([0.0, 1.0, 4.0, 9.0, 16.0, 25.0])
+    assert bootstrap_interval(squares) == (2.6625, pytest.approx(50 / 3))  # pinned: the draws of seed 0
+    assert bootstrap_interval(squares, seed=1) != bootstrap_interval(squares)
+    heads = np.repeat([0.0, 1.0], 200)  # the mean's standard error is 0.025
+    assert bootstrap_interval(heads) == (pytest.approx(0.5 - 0.049, abs=0.005), pytest.approx(0.5 + 0.049, abs=0.005))
+    half = 1.96 * (5 / 3) ** 0.5 / 2
+    assert normal_interval(pd.Series([1, 2, 3, 4])) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
+    assert normal_interval(pd.Series([7])) == (7.0, 7.0)
+    assert wilson_interval(0, 4) == (0.0, pytest.approx(1.959964**2 / (4 + 1.959964**2)))
+    assert np.isnan(wilson_interval(0, 0)).all()
+    assert with_interval(-1.25, (-2.06, 0.34)) == "-1.2 [-2.1, 0.3]"
 
 
 def test_the_ratio_by_hand() -> None:

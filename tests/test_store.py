@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.store import (
     FORMAT,
     RunError,
-    differences,
     read_json,
     read_record,
     read_table,
@@ -91,6 +91,25 @@ def test_a_record_says_its_format(tmp_path: Path) -> None:
 def test_differences_name_the_field() -> None:
     ours, theirs = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}
     assert differences(ours, theirs) == ["a.c: 2 here, 4 in the folder", "d: 3 here, None in the folder"]
+
+
+def test_a_folder_belongs_to_what_its_record_names(tmp_path: Path) -> None:
+    record = tmp_path / "run" / "manifest.json"
+    assert claim_in(record, "run") is None
+    record.parent.mkdir()
+    for left in (".manifest.json.0f.part", ".lock"):
+        (record.parent / left).write_text("")
+    assert claim_in(record, "run", ".lock") is None
+    with pytest.raises(RunError, match=r"run holds other files; choose an empty folder for the run$"):
+        claim_in(record, "run")
+    write_record({"config": {"site": None}}, record)
+    claim = claim_in(record, "run")
+    assert claim == {"format": 2, "config": {"site": None}}
+    assert claimed_config(claim, record, "up") == {"site": None}
+    assert claimed_config({**claim, "format": 1}, record, "up") == {"site": "up"}
+    refuse_another(record.parent, "run", [])
+    with pytest.raises(RunError, match=r"run holds another run; choose another folder. What differs:\n  a: 1.*\n  b: 2"):
+        refuse_another(record.parent, "run", differences({"a": 1, "b": 2}, {}))
 
 
 def writers(folder: Path) -> dict[str, Callable[[], object]]:

@@ -26,7 +26,7 @@ from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
 from qrnca_lens.study import Reproduction, Subject, reproduce, subject
 from qrnca_lens.study.prediction import COLUMNS, predict_from_neurons
 from qrnca_lens.study.report import write_report
-from qrnca_lens.study.reproduce import Results, Sample
+from qrnca_lens.study.reproduction import Results, Sample
 from qrnca_lens.study.tables import as_json, table4, table6
 
 SMALL = Sample(extended=1, collateral=1, permutations=20)

@@ -28,7 +28,7 @@ from qrnca_lens.methods import at_most, share
 from qrnca_lens.methods.controls import random_rankings, random_sets
 from qrnca_lens.methods.variants import qrnca
 from qrnca_lens.runs.pipeline import locate
-from qrnca_lens.study.reproduce import Sample
+from qrnca_lens.study.reproduction import Sample
 from qrnca_lens.views import Explorer, circuit, show
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as plots_localization

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,6 +28,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from qrnca_lens.atlas.batches import Batch, Batches
 from qrnca_lens.atlas.recipe import Recipe
 from qrnca_lens.atlas.tokenizer import build_tokenizer
+from qrnca_lens.core.store import write_text
+from qrnca_lens.core.writing import whole_file
 from qrnca_lens.data import load_questions
 from qrnca_lens.data.readers.files import SHIPPED
 
@@ -101,7 +103,8 @@ class Trainer:
         self.tokenizer.save_pretrained(self.folder)
         path = self.folder / "tokenizer_config.json"
         # the name of the class that every version of transformers knows
-        path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}, indent=1))
+        config = {**json.loads(path.read_text("utf-8")), "tokenizer_class": "PreTrainedTokenizerFast"}
+        write_text(json.dumps(config, indent=1), path)
         return self.model
 
     def _phase(self, phase: str, parameters: list[nn.Parameter], steps: int) -> None:
@@ -212,8 +215,8 @@ class Trainer:
         for i, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
         path = self.folder / f"checkpoint-{phase}.safetensors"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".part"), {"step": str(step)})
-        path.with_suffix(".part").replace(path)
+        with whole_file(path) as file:
+            file.write(save({k: v.contiguous() for k, v in tensors.items()}, {"step": str(step)}))
 
     def _restore(self, phase: str, optimizer: torch.optim.Optimizer) -> int:
         path = self.folder / f"checkpoint-{phase}.safetensors"
@@ -246,7 +249,7 @@ def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
     path, text = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if path.exists() and path.read_text() != text:
         raise ValueError(f"{path}: this folder holds the training of another recipe; choose an empty folder")
-    path.write_text(text)
+    write_text(text, path)
 
 
 def main() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 
-from qrnca_lens.core.neurons import NeuronSet, Site
+from qrnca_lens.core.neurons import NeuronSet, Site, top_neurons
 from qrnca_lens.core.rules import Rule
 from qrnca_lens.core.shapes import LayerValues, Scores
 from qrnca_lens.core.shown import notebook
@@ -34,14 +33,11 @@ class Attribution:
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` highest scores (all, where there are fewer): layer, neuron, score. ValueError for a `k` below 1."""
-        k = whole_number("k", k, at_least=1)
-        values, flat = self.scores.flatten().topk(min(k, self.scores.numel()))
-        layers, neurons = torch.div(flat, self.scores.shape[1], rounding_mode="floor"), flat % self.scores.shape[1]
-        return pd.DataFrame({"layer": layers.numpy(), "neuron": neurons.numpy(), "score": values.numpy()})
+        return top_neurons(self.scores, whole_number("k", k, at_least=1))
 
     def neurons(self, k: int = 20) -> NeuronSet:
         """The `k` highest-scoring neurons, best first."""
-        return NeuronSet.of(*self.top(k)[["layer", "neuron"]].itertuples(index=False, name=None))
+        return NeuronSet.from_frame(self.top(k))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a neuron: layer, neuron, score."""

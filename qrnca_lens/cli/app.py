@@ -174,8 +174,8 @@ def reproduce(
         from qrnca_lens.study import reproduce as run
         from qrnca_lens.study import subject
         from qrnca_lens.study.report import write_report
-        from qrnca_lens.study.statements import statements
         from qrnca_lens.study.tables import failed
+        from qrnca_lens.study.verdicts import statements
 
         run_place(out)
         subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]

@@ -13,6 +13,7 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from qrnca_lens.clustering.qr_neurons import QRNeurons
+from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.core.values import seed_number, whole_number
@@ -60,11 +61,7 @@ class NeuronClusters:
     @property
     def stability_interval(self) -> tuple[float, float]:
         """The 2.5 % and 97.5 % quantiles of the adjusted Rand index over bootstraps; NaN without any."""
-        known = self._known_stability()
-        if not len(known):
-            return float("nan"), float("nan")
-        low, high = np.quantile(known, [0.025, 0.975])
-        return float(low), float(high)
+        return quantile_interval(self._known_stability())
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of `table`."""
@@ -75,8 +72,7 @@ class NeuronClusters:
         i = whole_number("i", i)
         if i not in self.groups.index:
             raise KeyError(f"no cluster {i} in this result; there are 0 to {self.k - 1}")
-        rows = self.table.loc[self.table["cluster"] == i, ["layer", "neuron"]]
-        return NeuronSet.of(*rows.itertuples(index=False, name=None))
+        return NeuronSet.from_frame(self.table[self.table["cluster"] == i])
 
     def _known_stability(self) -> Float[np.ndarray, " known"]:
         return self.stability[~np.isnan(self.stability)]

@@ -55,6 +55,10 @@ class ModelShape:
     d_mlp: int
     fingerprint: str
 
+    def bin_width(self, bins: int) -> int:
+        """How many neurons of a layer stand in each of at most `bins` bins of equal width. ValueError for `bins` below 1."""
+        return -(-self.d_mlp // whole_number("bins", bins, at_least=1))
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -119,7 +123,7 @@ class QRNeurons:
     @property
     def common_set(self) -> NeuronSet:
         """The common neurons as a set, most common first."""
-        return _neurons(self.common)
+        return NeuronSet.from_frame(self.common)
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of `table`."""
@@ -128,7 +132,7 @@ class QRNeurons:
     def for_query(self, query: str) -> NeuronSet:
         """The QR neurons of one query, best first (empty if its cluster is). KeyError for an unknown id."""
         self.check_query(query)
-        return _neurons(self.table[self.table["query"] == query])
+        return NeuronSet.from_frame(self.table[self.table["query"] == query])
 
     def check_query(self, query: str) -> None:
         """KeyError for a query that is not in the result, with the reason if it failed, else with the nearest id."""
@@ -139,11 +143,15 @@ class QRNeurons:
             near = get_close_matches(str(query), ids, 1, 0.0)
             raise KeyError(f"no query {query!r} among the {len(ids)} of this result; the nearest is {near[0]!r}")
 
-    def for_group(self, group: str) -> NeuronSet:
-        """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
+    def check_group(self, group: str) -> None:
+        """KeyError for a group that is not in the result."""
         if group not in self.groups:
             raise KeyError(f"no group {group!r} in this result; there are {', '.join(self.groups)}")
-        return _neurons(_ranked(self.table[self.table["group"] == group]))
+
+    def for_group(self, group: str) -> NeuronSet:
+        """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
+        self.check_group(group)
+        return NeuronSet.from_frame(_ranked(self.table[self.table["group"] == group]))
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` neurons with the highest naica summed over all queries: layer, neuron, naica, queries, groups."""
@@ -264,10 +272,6 @@ def _check_asked(asked: QuerySet, about: dict[str, Any], path: Path) -> None:
         raise RunError(
             f"{path}: its prompts are not those of queries.sha256 in header.json; it is damaged, start again elsewhere"
         )
-
-
-def _neurons(rows: pd.DataFrame) -> NeuronSet:
-    return NeuronSet.of(*rows[["layer", "neuron"]].itertuples(index=False, name=None))
 
 
 def _ranked(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+import torch
 
+from qrnca_lens.core.shapes import Scores
 from qrnca_lens.core.values import whole_number
 
 Site = Literal["up", "gate", "pre", "post"]
@@ -54,6 +56,22 @@ class NeuronSet:
         """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`."""
         return cls(tuple(Neuron(layer, index) for layer, index in pairs))
 
+    @classmethod
+    def from_frame(cls, rows: pd.DataFrame) -> NeuronSet:
+        """From the columns layer and neuron of a table, in its order; a neuron of several rows counts once.
+
+        TypeError for anything but a table, ValueError for a table without one of the columns.
+        """
+        if not isinstance(rows, pd.DataFrame):
+            raise TypeError(f"expected a table with the columns layer and neuron, found {type(rows).__name__}")
+        missing = [name for name in ("layer", "neuron") if name not in rows.columns]
+        if missing:
+            raise ValueError(
+                f"a table of neurons needs the columns layer and neuron; it has no {missing[0]!r} among "
+                f"{', '.join(map(repr, rows.columns))}"
+            )
+        return cls.of(*zip(rows["layer"].tolist(), rows["neuron"].tolist(), strict=True))
+
     def __len__(self) -> int:
         return len(self.neurons)
 
@@ -99,3 +117,10 @@ def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
     if isinstance(neurons, NeuronSet):
         return neurons
     return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))
+
+
+def top_neurons(scores: Scores, k: int) -> pd.DataFrame:
+    """The `k` neurons with the highest scores (all, where there are fewer), best first: columns layer, neuron, score."""
+    values, flat = scores.flatten().topk(min(k, scores.numel()))
+    layers, neurons = torch.div(flat, scores.shape[1], rounding_mode="floor"), flat % scores.shape[1]
+    return pd.DataFrame({"layer": layers.cpu(), "neuron": neurons.cpu(), "score": values.double().cpu()})

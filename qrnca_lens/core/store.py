@@ -65,8 +65,7 @@ def write_record(values: dict[str, Any], path: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """Read strict JSON; RunError if the file is missing or damaged."""
-    if not path.is_file():
-        raise RunError(f"{path.parent}: no {path.name} there; this is not a finished run folder")
+    _check_there(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -126,8 +125,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a parquet table; RunError if it is missing, damaged or without one of `columns`."""
-    if not path.is_file():
-        raise RunError(f"{path.parent}: no {path.name} there; this is not a finished run folder")
+    _check_there(path)
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -157,16 +155,9 @@ def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, belo
         raise RunError(f"{path}: column {name!r}: expected {wanted}, found {found!r}; it is damaged, start again elsewhere")
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested records, one line a field: "steps: 16 here, 8 in the folder"."""
-    lines = []
-    for key in dict.fromkeys([*ours, *theirs]):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} here, {b} in the folder")
-    return lines
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise RunError(f"{path.parent}: no {path.name} there; this is not a finished run folder")
 
 
 def _dataclass_of(kind: Any, value: Any, where: str) -> Any:

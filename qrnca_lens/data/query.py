@@ -192,10 +192,7 @@ class QuerySet:
         per_group, seed = whole_number("per_group", per_group), seed_number(seed)
         if per_group < 1:
             raise DataError(f"per_group must be at least 1, not {per_group}")
-        chosen: set[str] = set()
-        for group in self.groups:
-            ids = [query.id for query in self.queries if query.group == group]
-            chosen.update(random.Random(f"{seed}/{group}").sample(ids, min(per_group, len(ids))))
+        chosen = self._drawn(seed, lambda size: min(per_group, size))
         return self._where(lambda query: query.id in chosen, f"sample per_group={per_group} seed={seed}")
 
     def split(self, detection: float = 0.5, seed: int = 0) -> tuple[QuerySet, QuerySet]:
@@ -203,10 +200,7 @@ class QuerySet:
         detection, seed = number("the detection share", detection), seed_number(seed)
         if not 0 < detection < 1:
             raise DataError(f"the detection share must lie between 0 and 1, not {detection}")
-        first: set[str] = set()
-        for group in self.groups:
-            ids = [query.id for query in self.queries if query.group == group]
-            first.update(random.Random(f"{seed}/{group}").sample(ids, round(detection * len(ids))))
+        first = self._drawn(seed, lambda size: round(detection * size))
         step = f"split detection={detection} seed={seed}"
         return (
             self._where(lambda query: query.id in first, f"{step} detection"),
@@ -232,6 +226,14 @@ class QuerySet:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+    def _drawn(self, seed: int, count: Callable[[int], int]) -> set[str]:
+        """The ids of `count(size)` queries of each group of `size` queries; the draw of a group depends on no other."""
+        drawn: set[str] = set()
+        for group in self.groups:
+            ids = [query.id for query in self.queries if query.group == group]
+            drawn.update(random.Random(f"{seed}/{group}").sample(ids, count(len(ids))))
+        return drawn
 
     def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))

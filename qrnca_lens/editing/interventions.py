@@ -11,7 +11,7 @@ import torch
 from qrnca_lens.core.neurons import Neuron, neuron_set
 from qrnca_lens.core.values import number
 from qrnca_lens.engine.hooks import with_hooks
-from qrnca_lens.engine.row_ends import RowEnds, row_ends
+from qrnca_lens.engine.padding import RowEnds, row_ends
 from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width, site_hook
 
 Positions = Literal["last", "all"]

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
-from qrnca_lens.core.values import seed_number
-
-_RESAMPLES = 2000
+from qrnca_lens.core.intervals import quantile_interval, resampled_rows, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,9 @@ def probability_change_ratio(effects: pd.DataFrame, *, seed: int = 0) -> PCR:
         raise ValueError("no edit effects to summarise")
     related = _percent(effects["p_before"], effects["p_after"])
     unrelated = _percent(effects["p_unrelated_before"], effects["p_unrelated_after"])
-    rows = np.random.default_rng(seed_number(seed)).integers(0, len(effects), (_RESAMPLES, len(effects)))
+    rows = resampled_rows(len(effects), seed=seed)
     related_means, unrelated_means = related[rows].mean(1), unrelated[rows].mean(1)
-    related_ci, unrelated_ci = _interval(related_means), _interval(unrelated_means)
+    related_ci, unrelated_ci = quantile_interval(related_means), quantile_interval(unrelated_means)
     told_apart = unrelated_ci[0] > 0 or unrelated_ci[1] < 0
     largest = max(abs(bound) for bound in unrelated_ci)
     return PCR(
@@ -52,7 +49,7 @@ def probability_change_ratio(effects: pd.DataFrame, *, seed: int = 0) -> PCR:
         float(unrelated.mean()),
         unrelated_ci,
         abs(related.mean() / unrelated.mean()) if told_apart else None,
-        _interval(np.abs(related_means / unrelated_means)) if told_apart else None,
+        quantile_interval(np.abs(related_means / unrelated_means)) if told_apart else None,
         abs(float(related.mean())) / largest if largest > 0 else 0.0,
         float(100 * (effects["p_after"] - effects["p_before"]).mean()),
     )
@@ -73,10 +70,8 @@ def edit_success(effects: pd.DataFrame, *, boost: bool) -> Flips:
     right = int(effects["right_before"].sum())
     of = int(effects["prompts"].sum()) - right if boost else right
     count = int(effects["wrong_to_right" if boost else "right_to_wrong"].sum())
-    if not of:
-        return Flips(0, 0, float("nan"), (float("nan"), float("nan")))
-    bounds = binomtest(count, of).proportion_ci(method="wilson")
-    return Flips(count, of, 100 * count / of, (100 * bounds.low, 100 * bounds.high))
+    low, high = wilson_interval(count, of)
+    return Flips(count, of, 100 * count / of if of else float("nan"), (100 * low, 100 * high))
 
 
 def group_changes(effects: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -91,8 +86,3 @@ def group_changes(effects: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 def _percent(before: pd.Series, after: pd.Series) -> np.ndarray:
     return np.asarray(100 * (after / before - 1), dtype=float)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)

@@ -1,7 +1,7 @@
 """Localization: where in a model the neurons of a group sit, and whether that is more than chance. Touches no model."""
 
 from qrnca_lens.localization.heatmap import Heatmap, group_heatmap, layer_counts
-from qrnca_lens.localization.overlap import common_locations, jaccard, overlap
+from qrnca_lens.localization.overlaps import common_locations, jaccard, mean_overlap, overlap
 from qrnca_lens.localization.significance import concentration_test, overlap_test
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "group_heatmap",
     "jaccard",
     "layer_counts",
+    "mean_overlap",
     "overlap",
     "overlap_test",
 ]

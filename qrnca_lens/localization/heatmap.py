@@ -9,7 +9,6 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.core.values import whole_number
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,10 @@ def group_heatmap(located: QRNeurons, group: str | None = None, *, bins: int = 1
 
     A model of 32 layers x 11,008 neurons thus stays at 32 x 128 cells. KeyError for an unknown group.
     """
-    bins = whole_number("bins", bins, at_least=1)
-    if group is not None and group not in located.groups:
-        raise KeyError(f"no group {group!r} in this result; there are {', '.join(located.groups)}")
+    width = located.model.bin_width(bins)
+    if group is not None:
+        located.check_group(group)
     rows = located.table if group is None else located.table[located.table["group"] == group]
-    width = -(-located.model.d_mlp // bins)
     shape = (located.model.n_layers, -(-located.model.d_mlp // width))
     by_neuron = rows.sort_values("naica", ascending=False, kind="stable").groupby(["layer", "neuron"], as_index=False)
     summed = by_neuron.agg(naica=("naica", "sum"), query=("query", "first"))

@@ -22,7 +22,9 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.localization.overlaps import mean_shares
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
 _CHUNK_ENTRIES = 8_000_000
@@ -42,7 +44,7 @@ def overlap_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) ->
     permutations, seed = _checked(located, permutations, seed)
     column = located.table.groupby(["layer", "neuron"]).ngroup().to_numpy()
     members = _matrix(located, column, np.ones(len(column)))
-    values = _permuted(located, members, _mean_overlap, permutations, seed)
+    values = _permuted(located, members, lambda counts: mean_shares(counts > 0), permutations, seed)
     return _frame(located, "mean overlap with the other groups' sets", values, smaller=True)
 
 
@@ -60,9 +62,8 @@ def concentration_test(located: QRNeurons, permutations: int = 1000, seed: int =
     permutation or 1 bin.
     """
     permutations, seed = _checked(located, permutations, seed)
-    bins = whole_number("bins", bins, at_least=1)
-    width = -(-located.model.d_mlp // bins)
-    cells = located.table["layer"] * bins + located.table["neuron"] // width
+    width = located.model.bin_width(bins)
+    cells = located.table["layer"] * located.model.d_mlp + located.table["neuron"] // width
     column = np.unique(cells.to_numpy(dtype=int), return_inverse=True)[1]
     naica = _matrix(located, column, located.table["naica"].to_numpy(dtype=float))
     values = _permuted(located, naica, _herfindahl, permutations, seed)
@@ -77,15 +78,6 @@ def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     steps = p[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return corrected
-
-
-def _mean_overlap(sums: Float[np.ndarray, "column shuffle group"]) -> Float[np.ndarray, "shuffle group"]:
-    """Mean share of each group's columns that another group has too; NaN for a group with none."""
-    present = sums > 0
-    holders = present.sum(axis=2, keepdims=True)
-    shared = (present * (holders - 1)).sum(axis=0)
-    size = present.sum(axis=0)
-    return np.divide(shared / (sums.shape[2] - 1), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
 def _herfindahl(sums: Float[np.ndarray, "column shuffle group"]) -> Float[np.ndarray, "shuffle group"]:
@@ -139,7 +131,7 @@ def _frame(located: QRNeurons, statistic: str, values: Float[np.ndarray, "shuffl
     p = np.where(np.isnan(observed), np.nan, (1 + (~less_extreme).sum(axis=0)) / (1 + len(permuted)))
     columns = [column[~np.isnan(column)] for column in permuted.T]
     mean = [column.mean() if len(column) else np.nan for column in columns]
-    low, high = ([np.quantile(column, share) if len(column) else np.nan for column in columns] for share in (0.025, 0.975))
+    low, high = zip(*map(quantile_interval, columns), strict=True)
     sizes = located.queries["group"].value_counts().reindex(list(located.groups)).to_numpy()
     made = [list(located.groups), statistic, sizes, observed, mean, low, high, p, holm(p)]
     return pd.DataFrame(dict(zip(TEST_COLUMNS, made, strict=True)))

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.core.neurons import Neuron, neuron_set
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width
-from qrnca_lens.models.sites import is_gated, norm_after_mlp, norm_before_mlp
-from qrnca_lens.readout.norms import norm_parts
-from qrnca_lens.readout.residual import linear_logits
+from qrnca_lens.models.sites import is_gated, norm_before_mlp
+from qrnca_lens.readout.residual import into_residual, linear_logits
 
 PROJECTION_COLUMNS = ["layer", "neuron", "rank", "promoted", "promoted_logit", "suppressed", "suppressed_logit"]
 _BATCH = 128
@@ -23,9 +23,9 @@ _SPACES = "▁Ġ"
 def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: int = 10) -> pd.DataFrame:
     """The `k` tokens that each neuron raises most and lowers most when its activation is positive (paper, table 5).
 
-    A neuron's row of W_out (d_model), through the norm after the MLP where there is one (Gemma 2, OLMo 2), is taken as a
-    residual-stream vector and sent through the model's final norm (`ln_final`) and `unembed`, in float32, before a soft
-    cap; the biases of norms and unembedding, the same for every neuron, do not count. The norm stretches
+    A neuron's row of W_out (d_model), as it reaches the residual stream (in Gemma 2 and OLMo 2 through the norm after the
+    MLP, in Granite times a factor), is sent through the model's final norm (`ln_final`) and `unembed`, in float32, before a
+    soft cap; the biases of norms and unembedding, the same for every neuron, do not count. The norm stretches
     every row to one length, as if the neuron wrote alone: the scale of the logits is arbitrary, and only their order and
     their relative size within one neuron count. A negative activation swaps the two sides. Nothing between the neuron's
     layer and the output is followed.
@@ -44,7 +44,7 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     known = min(len(model.tokenizer), model.unembed.W_U.shape[1])
     if not 1 <= k <= known:
         raise ValueError(f"k must lie in 1 to {known} (the vocabulary), not {k}")
-    rows = torch.stack([_written(model, neuron) for neuron in chosen])
+    rows = torch.cat([_written(model, neuron) for neuron in chosen])
     found = [_extremes(linear_logits(model, part, slice(known)), k) for part in rows.split(_BATCH)]
     values, ids = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
     shown: dict[int, str] = {i: _spelled(model.tokenizer, i) for row in ids for i in row}
@@ -83,10 +83,10 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
 
 
 @torch.no_grad()
-def _written(model: HookedModel, neuron: Neuron) -> torch.Tensor:
-    """The direction that the neuron adds to the residual stream when its activation is positive, float32."""
-    row, norm = model.blocks[neuron.layer].mlp.W_out[neuron.index], norm_after_mlp(model, neuron.layer)
-    return norm_parts(model, norm, row).held_at(row[None])(row[None])[0] if norm else row.float()
+def _written(model: HookedModel, neuron: Neuron) -> Float[torch.Tensor, "1 d_model"]:
+    """What the neuron would add to the residual stream at activation 1, if it wrote alone."""
+    row = model.blocks[neuron.layer].mlp.W_out[neuron.index][None]
+    return into_residual(model, neuron.layer, row, row)
 
 
 def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,17 +75,13 @@ class Readout:
         """The residual stream after the last layer."""
         return self._kept[self._final].float()
 
-    @torch.no_grad()
     def added(self, layer: int, shares: Vectors) -> Vectors:
         """What shares of the MLP's output (activations times rows of W_out) add to the residual stream of their prompts.
 
         `shares` holds one row for each prompt, or any number if there is one prompt. The norm after the MLP, where there is
         one, has its scale held at that of the prompt's whole MLP output, which makes it linear: shares add up.
         """
-        norm = norm_after_mlp(self._model, layer)
-        if norm is not None:
-            shares = norm_parts(self._model, norm, self._kept[self._final]).held_at(self._whole(layer))(shares)
-        return shares.float() * residual_factor(self._model, layer)
+        return into_residual(self._model, layer, shares, self._whole(layer))
 
     def _whole(self, layer: int) -> Float[torch.Tensor, "prompt d_model"]:
         """The MLP's output before anything is done to it."""
@@ -134,6 +130,19 @@ def _before_mlp(model: HookedModel, layer: int) -> tuple[str, ...]:
 def _close(found: torch.Tensor, wanted: torch.Tensor, model: HookedModel, rounding: float = 0.0) -> bool:
     tolerance = max(1e-3, 8 * torch.finfo(dtype_of(model)).eps)
     return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max() + rounding)
+
+
+@torch.no_grad()
+def into_residual(model: HookedModel, layer: int, shares: Vectors, held_at: Float[torch.Tensor, "whole d_model"]) -> Vectors:
+    """What shares of the output of an MLP add to the residual stream, in float32.
+
+    Through the norm after the MLP, where there is one, without its bias and with its scale held at that of `held_at` (one
+    row, or one for each share), and times the factor on the way.
+    """
+    norm = norm_after_mlp(model, layer)
+    if norm is not None:
+        shares = norm_parts(model, norm, model.blocks[layer].mlp.W_out).held_at(held_at)(shares)
+    return shares.float() * residual_factor(model, layer)
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS, ModelShape, read_clusters, read_queries
-from qrnca_lens.core.store import RunError, differences, field_of, read_record, usable, write_record, write_table
+from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
+from qrnca_lens.core.store import RunError, field_of, usable, write_record, write_table
 from qrnca_lens.core.writing import check_target, own_folder
 from qrnca_lens.data import Query, QuerySet
 
@@ -117,13 +118,9 @@ class RunFolder:
     def _known(self, path: Path) -> tuple[dict[str, Any], dict[str, str], QRNeurons | None] | None:
         """The record of the run that the folder holds, its queries and its result, which is taken if it is `finished`."""
         manifest = path / "manifest.json"
-        if not manifest.is_file():
-            # a process that is killed before the manifest is there leaves a hidden part of it and its lock
-            ours = (".manifest.json.", _LOCK)
-            if path.is_dir() and any(not there.name.startswith(ours) for there in path.iterdir()):
-                raise RunError(f"{path} holds other files; choose an empty folder for the run")
+        record = claim_in(manifest, "run", _LOCK)
+        if record is None:
             return None
-        record = read_record(manifest)
         finished = QRNeurons.load(path) if (path / "header.json").is_file() else None
         asked = self._check(record, manifest, finished)
         if finished is not None and self._holds(finished):
@@ -156,9 +153,8 @@ class RunFolder:
 
     def _check(self, record: dict[str, Any], path: Path, finished: QRNeurons | None) -> dict[str, str]:
         """The fingerprints of the recorded run's queries by id. RunError if it is another run than this one."""
-        config, model = (field_of(dict[str, Any], record, name, path) for name in ("config", "model"))
-        if record["format"] == 1 and config.get("site", "") is None:
-            config = {**config, "site": self._identity.default_site}
+        config = claimed_config(record, path, self._identity.default_site)
+        model = field_of(dict[str, Any], record, "model", path)
         ours = self._identity.fingerprints
         if record["format"] > 1:
             asked = field_of(dict[str, str], record, "queries", path)
@@ -167,7 +163,7 @@ class RunFolder:
         else:  # one fingerprint for all of them
             whole = {"count": len(ours), "sha256": self._identity.queries.fingerprint}
             theirs = field_of(dict[str, Any], record, "queries", path)
-            self._refuse(differences({"queries": whole}, {"queries": theirs}), path.parent)
+            refuse_another(path.parent, "run", differences({"queries": whole}, {"queries": theirs}))
             asked = ours
         # a folder of a time before readers were recorded does not tell
         reader = field_of(dict[str, Any], record, "reader", path) if "reader" in record else self._identity.reader
@@ -179,12 +175,8 @@ class RunFolder:
             for query, fingerprint in ours.items()
             if asked.get(query, fingerprint) != fingerprint
         ]
-        self._refuse(changed, path.parent)
+        refuse_another(path.parent, "run", changed)
         return asked
-
-    def _refuse(self, changed: list[str], path: Path) -> None:
-        if changed:
-            raise RunError(f"{path} holds another run; choose another folder. What differs:\n  " + "\n  ".join(changed))
 
     def _holds(self, finished: QRNeurons) -> bool:
         known = {*finished.queries["query"], *finished.failed["query"]}

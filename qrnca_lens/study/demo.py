@@ -10,11 +10,12 @@ import pandas as pd
 
 from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.intervals import with_interval
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Query, load_queries
 from qrnca_lens.editing import scale
 from qrnca_lens.editing.effects import SUPPRESS, edit_effects
-from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
+from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
 from qrnca_lens.localization import layer_counts
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import HookedModel, load_model
@@ -75,14 +76,10 @@ def _summary(effects: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, part in effects.groupby("method", sort=False):
         change, flips = probability_change_ratio(part.reset_index(drop=True)), edit_success(part, boost=False)
-        own, other = (f"{m:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]" for m, ci in _both(change))
+        own, other = with_interval(change.related, change.related_ci), with_interval(change.unrelated, change.unrelated_ci)
         rows.append((f"{method} suppressed", change.queries, own, other, f"{flips.count} of {flips.of}"))
     names = ["edit", "questions", "own question, %", "unrelated question, %", "answers turned wrong"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _both(change: PCR) -> tuple[tuple[float, tuple[float, float]], tuple[float, tuple[float, float]]]:
-    return (change.related, change.related_ci), (change.unrelated, change.unrelated_ci)
 
 
 def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataFrame:

@@ -26,7 +26,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
@@ -35,6 +34,7 @@ from sklearn.preprocessing import StandardScaler
 
 from qrnca_lens.attribution.letters import letters_and_activations, option_tokens
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.intervals import wilson_interval
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import seed_number
 from qrnca_lens.data import Prompt, Query, QuerySet
@@ -96,8 +96,8 @@ def predict_from_neurons(
 
 
 def _row(group: str, neurons: str, reading: str, count: int, right: np.ndarray) -> tuple[object, ...]:
-    bounds = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return (group, neurons, reading, count, int(right.sum()), len(right), float(right.mean()), bounds.low, bounds.high)
+    found, of = int(right.sum()), len(right)
+    return (group, neurons, reading, count, found, of, float(right.mean()), *wilson_interval(found, of))
 
 
 def _probe(activity: np.ndarray, queries: Sequence[Query], seed: int) -> GridSearchCV:

@@ -13,9 +13,9 @@ from qrnca_lens.core.store import write_record, write_text
 from qrnca_lens.core.writing import own_folder, plain_name
 from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.localization import concentration_test, overlap_test
-from qrnca_lens.study.reproduce import Reproduction, Results
-from qrnca_lens.study.statements import statements
+from qrnca_lens.study.reproduction import Reproduction, Results
 from qrnca_lens.study.tables import as_json, failed, figure2a, table3, table4, table6, table7
+from qrnca_lens.study.verdicts import statements
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as plots_localization
 from qrnca_lens.views.report import Section, write_page

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qrnca_lens.core.intervals import normal_interval, with_interval
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
-from qrnca_lens.localization import overlap
+from qrnca_lens.localization import mean_overlap, overlap
 from qrnca_lens.methods import METHODS
 from qrnca_lens.study import paper
-from qrnca_lens.study.reproduce import Results
+from qrnca_lens.study.reproduction import Results
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
 Measured = Mapping[str, Results]
@@ -34,7 +35,7 @@ def table3(results: Measured) -> pd.DataFrame:
         per_query = found.located.per_query()
         for group in found.located.groups:
             counts = per_query.loc[per_query["group"] == group, "qr"]
-            low, high = _normal_interval(counts)
+            low, high = normal_interval(counts)
             rows.append((name, group, len(counts), float(counts.mean()), low, high, paper.TABLE3.get(group)))
     return pd.DataFrame(rows, columns=["data set", "group", "queries", "QR neurons", "low", "high", "paper"])
 
@@ -43,15 +44,15 @@ def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
     """PCR by method, data set and direction; `extended` gives the methods that the paper does not have, on their sample."""
     rows = []
     for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
-        ours = f"{pcr.pcr:.1f} [{pcr.ci[0]:.1f}, {pcr.ci[1]:.1f}]" if pcr.pcr is not None and pcr.ci else _untold(pcr)
+        ours = with_interval(pcr.pcr, pcr.ci) if pcr.pcr is not None and pcr.ci else _untold(pcr)
         rows.append(
             {
                 "method": method_name(method),
                 "data set": name,
                 "direction": direction,
                 "PCR": ours,
-                "own query, %": _with_interval(pcr.related, pcr.related_ci),
-                "unrelated, %": _with_interval(pcr.unrelated, pcr.unrelated_ci),
+                "own query, %": with_interval(pcr.related, pcr.related_ci),
+                "unrelated, %": with_interval(pcr.unrelated, pcr.unrelated_ci),
                 "own query, points": f"{pcr.points:.1f}",
                 "queries": pcr.queries,
                 "paper": _paper(paper.TABLE4, method, name, direction),
@@ -62,37 +63,38 @@ def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
 
 def pcr_of(results: Measured, *, extended: bool = False) -> dict[tuple[str, str, str], PCR]:
     """PCR by (method key, data set, "boost" or "suppress")."""
-    found = {}
-    for name, result in results.items():
-        effects = result.extended if extended else result.effects
-        for method in dict.fromkeys(effects["method"]):
-            for direction, factor in _FACTORS.items():
-                rows = effects[(effects["method"] == method) & (effects["factor"] == factor)]
-                found[method, name, direction] = probability_change_ratio(rows.reset_index(drop=True))
-    return found
+    parts = _edits(results, extended=extended)
+    return {key: probability_change_ratio(rows.reset_index(drop=True)) for key, rows in parts.items()}
+
+
+def _edits(results: Measured, *, extended: bool) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """The effects by (method key, data set, "boost" or "suppress")."""
+    tables = {name: result.extended if extended else result.effects for name, result in results.items()}
+    return {
+        (method, name, direction): effects[(effects["method"] == method) & (effects["factor"] == factor)]
+        for name, effects in tables.items()
+        for method in dict.fromkeys(effects["method"])
+        for direction, factor in _FACTORS.items()
+    }
 
 
 def table6(results: Measured, *, extended: bool = False) -> pd.DataFrame:
     """Edit success by method, data set and direction: the share of predictions turned, with counts and intervals."""
     rows = []
-    for name, result in results.items():
-        effects = result.extended if extended else result.effects
-        for method in dict.fromkeys(effects["method"]):
-            for direction, factor in _FACTORS.items():
-                part = effects[(effects["method"] == method) & (effects["factor"] == factor)]
-                flips = edit_success(part, boost=direction == "boost")
-                rows.append(
-                    {
-                        "method": method_name(method),
-                        "data set": name,
-                        "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
-                        "flipped": f"{flips.count} / {flips.of}",
-                        "%": flips.share,
-                        "low": flips.ci[0],
-                        "high": flips.ci[1],
-                        "paper, %": _paper(paper.TABLE6, method, name, direction),
-                    }
-                )
+    for (method, name, direction), part in _edits(results, extended=extended).items():
+        flips = edit_success(part, boost=direction == "boost")
+        rows.append(
+            {
+                "method": method_name(method),
+                "data set": name,
+                "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
+                "flipped": f"{flips.count} / {flips.of}",
+                "%": flips.share,
+                "low": flips.ci[0],
+                "high": flips.ci[1],
+                "paper, %": _paper(paper.TABLE6, method, name, direction),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -113,7 +115,7 @@ def figure2a(results: Measured) -> pd.DataFrame:
     for name, result in results.items():
         rates = overlap(result.located)
         apart = rates.to_numpy(dtype=float)[~np.eye(len(rates), dtype=bool)]
-        ours = (float(np.nanmin(apart)), float(np.nanmean(apart)), float(np.nanmax(apart)))
+        ours = (float(np.nanmin(apart)), mean_overlap(result.located), float(np.nanmax(apart)))
         rows.append((name, *ours, *paper.FIGURE2A.get(name, (None, None))))
     return pd.DataFrame(rows, columns=["data set", "lowest", "mean", "highest", "paper lowest", "paper highest"])
 
@@ -173,12 +175,3 @@ def _paper(table: Mapping[tuple[str, str], tuple[float, float]], method: str, na
 
 def _untold(pcr: PCR) -> str:
     return f"unrelated change not told from 0 (ratio at least {pcr.at_least:.1f})"
-
-
-def _with_interval(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
-
-
-def _normal_interval(values: pd.Series) -> tuple[float, float]:
-    half = 1.96 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(values.mean()) - half, float(values.mean()) + half

@@ -55,7 +55,7 @@ class Circuit(html.View):
         rows = self.contributions
         rows = rows[(rows["layer"] == neuron.layer) & (rows["neuron"] == neuron.index)]
         if rows.empty:
-            known = ", ".join(str(Neuron(*pair)) for pair in self.writes[["layer", "neuron"]].itertuples(index=False))
+            known = ", ".join(map(str, NeuronSet.from_frame(self.writes)))
             raise KeyError(f"neuron {neuron} is not in this circuit; there are {known}")
         return rows.sort_values("value", key=abs, ascending=False, ignore_index=True)
 
@@ -65,8 +65,7 @@ class Circuit(html.View):
     def to_html(self, chosen: Neuron | None = None, *, heads: int = SHOWN_HEADS) -> str:
         """The view as an HTML fragment; `chosen` limits it to one neuron, `heads` the attention maps."""
         heads = whole_number("heads", heads, at_least=0)
-        neurons = [Neuron(*pair) for pair in self.writes[["layer", "neuron"]].itertuples(index=False, name=None)]
-        shown = [chosen] if chosen else neurons
+        shown = [chosen] if chosen else list(NeuronSet.from_frame(self.writes))
         parts = [html.note(f"At the last token of {self.query}, prompt {self.number}, right letter {self.prompt.letter}.")]
         parts += [_neuron_html(self, neuron) for neuron in shown[:SHOWN_NEURONS]]
         if len(shown) > SHOWN_NEURONS:

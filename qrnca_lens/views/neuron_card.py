@@ -163,8 +163,8 @@ class NeuronCard(html.View):
     def _neighbours_html(self) -> str:
         if self.neighbours.empty:
             return html.note("It is in no query's cluster, so it has no profile.")
-        pairs = self.neighbours[["layer", "neuron"]].itertuples(index=False, name=None)
-        shown = self.neighbours.assign(neuron=[html.neuron_button(Neuron(*pair)) for pair in pairs])
+        buttons = [html.neuron_button(neuron) for neuron in NeuronSet.from_frame(self.neighbours)]
+        shown = self.neighbours.assign(neuron=buttons)
         return html.table(shown[["neuron", "cosine", "queries"]], raw=["neuron"])
 
 

@@ -51,7 +51,7 @@ class QueryView(html.View):
 
     def to_frame(self) -> pd.DataFrame:
         """The QR neurons, with P(right letter) when each alone is suppressed (x 0) and enhanced (x 2)."""
-        names = [str(Neuron(*pair)) for pair in self.neurons[["layer", "neuron"]].itertuples(index=False, name=None)]
+        names = [str(neuron) for neuron in NeuronSet.from_frame(self.neurons)]
         found = self._right_by_edit.reindex(names)
         return self.neurons.assign(**{"P x 0": found[0.0].to_numpy(), "P x 2": found[2.0].to_numpy()})
 
@@ -75,12 +75,9 @@ class QueryView(html.View):
         asked = self.asked
         heading = f"{self.query.id} ({self.query.group}), prompt {self.prompt}, right letter {asked.letter}"
         shown = self.to_frame()
-        strongest = [str(Neuron(*pair)) for pair in shown[["layer", "neuron"]].head(3).itertuples(index=False, name=None)]
-        shown = shown.assign(
-            neuron=[
-                html.neuron_button(Neuron(*pair)) for pair in shown[["layer", "neuron"]].itertuples(index=False, name=None)
-            ]
-        )
+        neurons = NeuronSet.from_frame(shown)
+        strongest = [str(neuron) for neuron in neurons.neurons[:3]]
+        shown = shown.assign(neuron=[html.neuron_button(neuron) for neuron in neurons])
         right = {name: self._right_by_edit.loc[name].tolist() for name in (ALL, *strongest)}
         scaled = f"P x 0 and P x 2: P({asked.letter}) after prompt {self.prompt} with that neuron alone scaled."
         every = self.curve()

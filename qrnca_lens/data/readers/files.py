@@ -17,7 +17,7 @@ from qrnca_lens.core.values import yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
-from qrnca_lens.data.readers.formats import csv_records, json_rows, parse_json, read_text, write_rows
+from qrnca_lens.data.readers.formats import csv_records, json_rows, named_cells, parse_json, read_text, write_rows
 from qrnca_lens.data.texts import check_names, check_text, check_texts
 
 _HERE = Path(__file__).resolve()
@@ -204,9 +204,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
     for line, cells in records:
         where = f"{path}, line {line}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: expected {len(header)} columns ({', '.join(header)}), found {len(cells)}")
-        row: dict[str, Any] = dict(zip(header, cells, strict=True))
+        row: dict[str, Any] = {**named_cells(header, cells, where)}
         for key in _LISTS:
             if key in row:
                 row[key] = [text.strip() for text in row[key].split("|")] if row[key].strip() else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,13 @@ def csv_records(path: Path, is_row: Callable[[list[str]], bool], missing: str = 
         position, line = (end.end() if end else position), line + 1
         if lines:
             yield first, cells
+
+
+def named_cells(names: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+    """The cells of a record by the names of their columns; DataError where there are more or fewer."""
+    if len(cells) != len(names):
+        raise DataError(f"{where}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}")
+    return dict(zip(names, cells, strict=True))
 
 
 def _cell(text: str, position: int, where: str) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from qrnca_lens.core.values import seed_number
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.query import Question
-from qrnca_lens.data.readers.formats import csv_records
+from qrnca_lens.data.readers.formats import csv_records, named_cells
 from qrnca_lens.data.readers.sources import HUB, existing_folder, hub_folder, read_parquet, text_field
 from qrnca_lens.data.templates import LETTERS
 from qrnca_lens.data.texts import has_line_break, normalise
@@ -99,9 +99,7 @@ def _csv_places(folder: Path) -> tuple[Path, ...]:
 def _csv_questions(path: Path, group: str) -> Iterator[Question]:
     for number, (line, cells) in enumerate(csv_records(path, _is_row)):
         where = f"{path}, line {line}"
-        if len(cells) != len(_CSV_FIELDS):
-            raise DataError(f"{where}: expected {len(_CSV_FIELDS)} columns ({', '.join(_CSV_FIELDS)}), found {len(cells)}")
-        row: dict[str, str] = dict(zip(_CSV_FIELDS, cells, strict=True))
+        row = named_cells(_CSV_FIELDS, cells, where)
         letter = text_field(row, "answer", where)
         if letter not in LETTERS:
             raise DataError(f"{where}: field 'answer': expected one of {', '.join(LETTERS)}, found {letter!r}")

@@ -38,8 +38,7 @@ class Session:
     def __init__(self, model: HookedModel, located: QRNeurons, catalog: Catalog | None = None) -> None:
         self.model, self.located = model_of(located, model), located
         self.catalog = catalog or catalog_of(located)
-        pairs = located.clusters[["layer", "neuron"]].drop_duplicates()
-        neurons = NeuronSet.of(*pairs.itertuples(index=False, name=None))
+        neurons = NeuronSet.from_frame(located.clusters[["layer", "neuron"]].drop_duplicates())
         self._columns = {n: k for k, n in enumerate(sorted(neurons))}
         prompts = [prompt for query in located.asked for prompt in query.prompts]
         p, self._activity = letters_and_activations(self.model, prompts, neurons)

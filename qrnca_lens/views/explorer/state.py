@@ -61,7 +61,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class View:
-    """What the place `of` shows: HTML of the query, the neuron's card and its circuit, the letters and the right one, the curves."""
+    """What the place `of` shows: HTML of query, card and circuit, the letters and the right one, the curves."""
 
     of: Place
     query: str
@@ -136,7 +136,7 @@ class KeptNeuron:
 
 @dataclass(frozen=True)
 class KeptQuery:
-    """What a page keeps of a query: HTML, the letters and the right one, the curve with all neurons scaled, and its neurons by name."""
+    """What a page keeps of a query: HTML, the letters and the right one, the curve of all neurons, its neurons by name."""
 
     html: str
     letters: list[str]

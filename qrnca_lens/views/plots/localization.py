@@ -169,11 +169,10 @@ def layer_zoom(located: QRNeurons, group: str | None, layer: int, bins: int | No
     `bins` cuts the neuron axis into at most that many bins of equal width; None shows each QR neuron on its own.
     KeyError for an unknown group, ValueError for a layer outside the model or `bins` below 1.
     """
-    if group is not None and group not in located.groups:
-        raise KeyError(f"no group {group!r} in this result; there are {', '.join(located.groups)}")
+    if group is not None:
+        located.check_group(group)
     layer = whole_number("layer", layer, at_least=0, at_most=located.model.n_layers - 1)
-    bins = None if bins is None else whole_number("bins", bins, at_least=1)
-    width = 1 if bins is None else -(-located.model.d_mlp // bins)
+    width = 1 if bins is None else located.model.bin_width(bins)
     rows = located.table[located.table["layer"] == layer]
     rows = rows if group is None else rows[rows["group"] == group]
     rows = rows.assign(start=rows["neuron"] // width * width)

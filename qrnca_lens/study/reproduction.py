@@ -12,12 +12,9 @@ from typing import Any
 import pandas as pd
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import (
-    RunError,
-    differences,
-    field_of,
-    read_record,
     read_table,
     run_place,
     usable,
@@ -191,7 +188,7 @@ def _tokens(model: HookedModel, located: QRNeurons) -> pd.DataFrame:
     """Promoted tokens of the most common neurons and of the strongest QR neurons (table 5)."""
     kinds: Mapping[str, NeuronSet] = {
         "common": NeuronSet(located.common_set.neurons[:10]),
-        "QR": NeuronSet.of(*located.top(10)[["layer", "neuron"]].itertuples(index=False, name=None)),
+        "QR": NeuronSet.from_frame(located.top(10)),
     }
     parts = [promoted_tokens(model, neurons, k=8).assign(kind=kind) for kind, neurons in kinds.items() if len(neurons)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_TOKEN_COLUMNS)
@@ -207,20 +204,13 @@ def _prediction(model: HookedModel, item: Subject, located: QRNeurons, seed: int
 
 
 def _claim(folder: Path, about: dict[str, Any], default_site: str) -> None:
-    """Make the folder this study's, or refuse it. In a study of format 1 a site of null is the model's default."""
+    """Make the folder this study's, or refuse it."""
     path = folder / "study.json"
-    if path.is_file():
-        record = read_record(path)
-        theirs = {name: value for name, value in record.items() if name != "format"}
-        config = field_of(dict[str, Any], record, "config", path)
-        if record["format"] == 1 and config.get("site", "") is None:
-            theirs["config"] = {**config, "site": default_site}
-        changed = differences(about, theirs)
-        if changed:
-            raise RunError(f"{folder} holds another study; choose another folder. What differs:\n  " + "\n  ".join(changed))
-        return
-    # a process that is killed while it writes the record leaves a hidden part of it
-    if folder.is_dir() and any(not there.name.startswith(".study.json.") for there in folder.iterdir()):
-        raise RunError(f"{folder} holds other files; choose an empty folder for the study")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(about, path)
+    claim = claim_in(path, "study")
+    if claim is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(about, path)
+    else:
+        theirs = {name: value for name, value in claim.items() if name != "format"}
+        theirs["config"] = claimed_config(claim, path, default_site)
+        refuse_another(folder, "study", differences(about, theirs))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from qrnca_lens.clustering import QRNeurons
 
@@ -31,6 +33,25 @@ def jaccard(located: QRNeurons) -> pd.DataFrame:
     return _square(located, _ratio(shared, np.where(both_filled, sizes[:, None] + sizes - shared, 0.0)))
 
 
+def mean_overlap(located: QRNeurons, queries: Collection[str] | None = None) -> float:
+    """The mean of `overlap` over every pair of different groups; with `queries`, of the sets that these alone make.
+
+    A group without QR neurons has no share of its own; NaN where none has.
+    """
+    return float(np.nanmean(mean_shares(_present(located, queries))))
+
+
+def mean_shares(present: Bool[np.ndarray, "neuron *shuffle group"]) -> Float[np.ndarray, "*shuffle group"]:
+    """The share of each group's neurons that another group has too, the mean over the other groups; NaN for an empty one.
+
+    `present` tells which neurons each group's set holds. This is the mean of the group's row of `overlap` without the
+    diagonal.
+    """
+    holders = present.sum(axis=-1, keepdims=True)
+    shared = (present * (holders - 1)).sum(axis=0)
+    return _ratio(shared / (present.shape[-1] - 1), present.sum(axis=0))
+
+
 def common_locations(located: QRNeurons) -> pd.DataFrame:
     """The common neurons by layer (paper, appendix), one row for every layer: layer, neurons, share.
 
@@ -44,12 +65,18 @@ def common_locations(located: QRNeurons) -> pd.DataFrame:
 
 def _intersections(located: QRNeurons) -> Float[np.ndarray, "group group"]:
     """How many neurons each two groups share; the diagonal holds the sizes of the sets."""
-    rows = located.table[["group", "layer", "neuron"]].drop_duplicates()
+    present = _present(located).astype(float)
+    return present.T @ present
+
+
+def _present(located: QRNeurons, queries: Collection[str] | None = None) -> Bool[np.ndarray, "neuron group"]:
+    """Which neurons the set of each group holds, made by all of its queries or by those in `queries`."""
+    rows = located.table if queries is None else located.table[located.table["query"].isin(queries)]
     position = {group: i for i, group in enumerate(located.groups)}
-    column = rows.groupby(["layer", "neuron"]).ngroup().to_numpy()
-    present = np.zeros((len(position), int(column.max(initial=-1)) + 1))
-    present[rows["group"].map(position).to_numpy(dtype=int), column] = 1
-    return present @ present.T
+    row = rows.groupby(["layer", "neuron"]).ngroup().to_numpy()
+    present = np.zeros((int(row.max(initial=-1)) + 1, len(position)), dtype=bool)
+    present[row, rows["group"].map(position).to_numpy(dtype=int)] = True
+    return present
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.intervals import bootstrap_interval, quantile_interval, with_interval
 from qrnca_lens.data import LETTERS
 from qrnca_lens.editing.effects import SUPPRESS
 from qrnca_lens.editing.statistics import edit_success
-from qrnca_lens.study.reproduce import Results
+from qrnca_lens.localization import mean_overlap
+from qrnca_lens.study.reproduction import Results
 
-_RESAMPLES = 2000
 _OVERLAP_RESAMPLES = 200
 _RIVALS = {
     "random": "QRNCA's suppression is ahead of random neurons",
@@ -45,10 +46,10 @@ def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
         if rival in by_method:
             theirs = _specific(by_method[rival]).reindex(ours.index)
             difference = (ours - theirs).to_numpy(dtype=float)
-            low, high = _bootstrap(difference)
+            low, high = bootstrap_interval(difference)
             verdict = "yes" if high < 0 else "no" if low > 0 else "not told apart"
             flips = [edit_success(by_method[key].reset_index(), boost=False) for key in ("qrnca", rival)]
-            apart = f"difference {difference.mean():.1f} [{low:.1f}, {high:.1f}]"
+            apart = f"difference {with_interval(difference.mean(), (low, high))}"
             turned = f"flips {flips[0].count} against {flips[1].count} of {flips[0].of}"
             numbers = f"specific change of P {ours.mean():.1f} against {theirs.mean():.1f} points, {apart}; {turned}"
             rows.append((text, name, verdict, numbers))
@@ -80,31 +81,18 @@ def _specific(rows: pd.DataFrame) -> pd.Series:
     return 100 * (own - (rows["p_unrelated_after"] - rows["p_unrelated_before"]))
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    rows = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _overlap_statement(domains: QRNeurons, languages: QRNeurons) -> tuple[str, str, str, str]:
     """Do domains overlap more? Bootstrap over the queries of every group, as the sets grow with the number of queries."""
-    rng = np.random.default_rng(0)
-    drawn = np.array([[_mean_overlap(located, rng) for located in (domains, languages)] for _ in range(_OVERLAP_RESAMPLES)])
-    low, high = np.quantile(drawn[:, 0] - drawn[:, 1], [0.025, 0.975])
+    rng, both = np.random.default_rng(0), (domains, languages)
+    drawn = np.array([[mean_overlap(located, _drawn(located, rng)) for located in both] for _ in range(_OVERLAP_RESAMPLES)])
+    low, high = quantile_interval(drawn[:, 0] - drawn[:, 1])
     verdict = "yes" if low > 0 else "no" if high < 0 else "not told apart"
-    means = [_mean_overlap(located, None) for located in (domains, languages)]
+    means = [mean_overlap(located) for located in both]
     numbers = f"mean overlap {means[0]:.3f} against {means[1]:.3f}, bootstrapped difference [{low:.3f}, {high:.3f}]"
     return "domains overlap more than languages", "both", verdict, numbers
 
 
-def _mean_overlap(located: QRNeurons, rng: np.random.Generator | None) -> float:
-    """The mean over ordered pairs of groups of the share of one's set in the other's; with `rng` on resampled queries."""
-    keys = located.table["layer"] * located.model.d_mlp + located.table["neuron"]
-    by_query = keys.groupby(located.table["query"]).apply(np.asarray).to_dict()
-    sets = []
-    for group in located.groups:
-        ids = located.queries.loc[located.queries["group"] == group, "query"].to_numpy()
-        chosen = ids if rng is None else rng.choice(ids, len(ids))
-        sets.append({key for query in chosen for key in by_query.get(query, ())})
-    shares = [len(a & b) / len(a) for a in sets for b in sets if a is not b and a]
-    return float(np.mean(shares))
+def _drawn(located: QRNeurons, rng: np.random.Generator) -> list[str]:
+    """As many queries of every group as it has, drawn with replacement."""
+    ids = [located.queries.loc[located.queries["group"] == group, "query"].to_numpy() for group in located.groups]
+    return [query for of_group in ids for query in rng.choice(of_group, len(of_group))]

@@ -1,0 +1,37 @@
+"""What holds for all modules of the package."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import qrnca_lens
+
+ROOT = Path(qrnca_lens.__file__).parent
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+PROJECT = ROOT.parent / "pyproject.toml"
+
+
+@pytest.mark.skipif(not PROJECT.is_file(), reason="an installed package has no pyproject.toml")
+def test_whatever_is_imported_is_declared() -> None:
+    listed = PROJECT.read_text("utf-8").split("\ndependencies = [")[1].split("\n]")[0]
+    declared = set(re.findall(r'^ +"([\w-]+)', listed, re.MULTILINE))
+    imported = set()
+    for node in (node for tree in TREES.values() for node in ast.walk(tree)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        imported |= {name.partition(".")[0] for name in names}
+    others = imported - set(sys.stdlib_module_names) - {"qrnca_lens"}
+    assert {"scikit-learn" if name == "sklearn" else name for name in others} <= declared
+
+
+def test_no_function_hides_its_module() -> None:
+    """`from room.name import name` would put the function in the place of the module."""
+    named = {
+        path: [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)] for path, tree in TREES.items()
+    }
+    assert [path.name for path, names in named.items() if path.stem in names] == []
