@@ -8,6 +8,7 @@ import jaxtyping
 import pytest
 import torch
 from browsing import Watched, chromium
+from handmade import planted_model
 from tiny import save_tiny
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
@@ -47,6 +48,12 @@ def model_of(folder_of: Callable[[str], Path]) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def atlas() -> Any:
     return load_model("atlas", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def planted(folder_of: Callable[[str], Path]) -> Any:
+    """`handmade.planted_model`: every mark has its letter, and its neuron; without that the answer is D."""
+    return planted_model(folder_of("llama"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import permutations as orders
 from math import log
 from pathlib import Path
@@ -13,9 +13,10 @@ import pandas as pd
 import plotly.io
 import pytest
 import torch
+from handmade import Row, by_hand, made
 from transformers import AutoModelForCausalLM
 
-from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
+from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.localization import (
     common_locations,
@@ -34,25 +35,6 @@ from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as figures
 
 TESTS = [overlap_test, concentration_test]
-Row = tuple[str, int, int, float]
-
-
-def made(
-    rows: Sequence[Row], group_of: dict[str, str], *, n_layers: int = 3, d_mlp: int = 10, common_share: float = 0.5
-) -> QRNeurons:
-    """A result from (query, layer, neuron, attribution) rows."""
-    clusters = pd.DataFrame(list(rows), columns=["query", "layer", "neuron", "attribution"]).assign(templates=1)
-    clusters.insert(1, "group", clusters["query"].map(group_of))
-    queries = pd.DataFrame({"query": list(group_of), "group": list(group_of.values()), "probability": 0.5, "gap": 0.0})
-    config = QRNCAConfig(common_share=common_share)
-    return QRNeurons(clusters, queries, config, ModelShape("tiny", n_layers, d_mlp, "0"))
-
-
-def by_hand() -> QRNeurons:
-    """Sets: x {(0,1), (1,9), (0,2)}, y {(0,1), (1,3)}, z none; (2, 5) is in 4 of 6 clusters and therefore common."""
-    rows = [("a", 0, 1, 4.0), ("a", 1, 9, 1.0), ("b", 0, 2, 1.0), ("c", 0, 1, 3.0), ("d", 1, 3, 2.0), ("d", 0, 1, 2.0)]
-    rows += [(query, 2, 5, 1.0) for query in "abcd"]
-    return made(rows, dict(zip("abcdef", "xxyyzz", strict=True)))
 
 
 def planted(regions: bool, n: int = 20, seed: int = 0) -> QRNeurons:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io
 import pytest
 
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
@@ -62,34 +61,6 @@ def test_a_large_model_stays_small_in_the_browser() -> None:
 
 def test_layer_counts() -> None:
     assert layer_counts(result()).to_dict("index") == {"x": {0: 2, 1: 1}, "y": {0: 0, 1: 2}}
-
-
-def test_figures_carry_their_data_and_touch_no_global() -> None:
-    before = plotly.io.templates.default
-    figure = plots.heatmap(result())
-    assert plotly.io.templates.default == before
-    assert [trace.name for trace in figure.data] == ["x", "y"]
-    assert figure.layout.template.layout.colorway == plots.PALETTE
-    assert (figure.data[0].customdata[0, 2].tolist(), figure.data[0].text[0, 2]) == ([1, 2], "b")
-    assert np.nansum(np.asarray(figure.data[0].z, dtype=float)) == pytest.approx(group_heatmap(result(), "x").values.sum())
-    assert [list(bar.y) for bar in plots.layers(result()).data] == [[2, 1], [0, 2]]
-    with pytest.raises(KeyError, match="no group 'z'"):
-        plots.heatmap(result(), ["z"])
-
-
-def test_changes_show_both_queries_with_their_intervals() -> None:
-    table = pd.DataFrame(
-        {
-            "factor": [0.0, 0.0, 2.0, 2.0], "group": ["x", "y"] * 2, "queries": 5, "related": [-40.0, -60.0, 5.0, 6.0],
-            "related_low": [-50.0, -70.0, 1.0, 2.0], "related_high": [-30.0, -50.0, 9.0, 9.0], "unrelated": 0.0,
-            "unrelated_low": -1.0, "unrelated_high": 1.0,
-        }
-    )  # fmt: skip
-    figure = plots.changes(table)
-    assert [list(bar.y) for bar in figure.data] == [[-40, -60], [0, 0], [5, 6], [0, 0]]
-    assert list(figure.data[0].error_y.array) == [10, 10]
-    assert list(figure.data[0].error_y.arrayminus) == [10, 10]
-    assert [note.text for note in figure.layout.annotations] == ["QR neurons x 0", "QR neurons x 2"]
 
 
 def test_a_page_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_flips_with_counts_and_intervals() -> None:
 
 
 def test_changes_by_group() -> None:
-    found = group_changes(effects([-40.0, -60.0] * 20, [0.0, -2.0] * 20)).set_index("group")
-    assert found.loc["x", "related"] == pytest.approx(-40)
-    assert found.loc["y", "unrelated"] == pytest.approx(-2)
-    assert found["queries"].tolist() == [20, 20]
+    """x has -40 and -60 %, unrelated 0 and -2 %: with two queries a bootstrap interval reaches from one to the other."""
+    found = group_changes(effects([-40.0, -10.0, -60.0, -10.0], [0.0, 5.0, -2.0, 5.0]))
+    kinds = ["related", "related_low", "related_high", "unrelated", "unrelated_low", "unrelated_high"]
+    assert found[["factor", "group", "queries"]].to_numpy().tolist() == [[0.0, "x", 2], [0.0, "y", 2]]
+    assert found.loc[0, kinds].tolist() == pytest.approx([-50, -60, -40, -1, -2, 0])
+    assert found.loc[1, kinds].tolist() == pytest.approx([-10, -10, -10, 5, 5, 5])

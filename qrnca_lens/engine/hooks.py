@@ -41,7 +41,7 @@ def without_edits(model: HookedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for hooks, before in kept:
+        for hooks, before in reversed(kept):  # a bridge names some points twice: the first copy is the whole one
             hooks.clear()
             hooks.update(before)
 
