@@ -17,14 +17,20 @@ LONG = Query("long", "g0", (Prompt("Answer:", "A"), Prompt("word " * 200, "A")))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *texts: str, error: type[BaseException] = AttributionError) -> list[str]:
-    """Let `attribute` fail for these prompts (all, if none is given); returns the list of prompts it is asked for."""
+    """Let `attribute` fail for these prompts (all, if none is given), in a batch and alone.
+
+    Returns the prompts it is asked for, one by one or in a batch that does not fail.
+    """
     real, asked = pipeline.attribute, []
 
-    def attribute(model: Any, prompt: str, *args: Any, **kwargs: Any) -> Any:
-        asked.append(prompt)
-        if prompt in texts or not texts:
-            raise error(f"layer 1: NaN or infinite scores for the prompt {prompt!r}")
-        return real(model, prompt, *args, **kwargs)
+    def attribute(model: Any, prompts: str | list[str], *args: Any, **kwargs: Any) -> Any:
+        together = [prompts] if isinstance(prompts, str) else prompts
+        bad = [prompt for prompt in together if prompt in texts or not texts]
+        if isinstance(prompts, str) or not bad:
+            asked.extend(together)
+        if bad:
+            raise error(f"layer 1: NaN or infinite scores for the prompt {bad[0]!r}")
+        return real(model, prompts, *args, **kwargs)
 
     monkeypatch.setattr(pipeline, "attribute", attribute)
     return asked

@@ -73,9 +73,9 @@ def test_an_interrupted_run_goes_on_where_it_was(
     real, calls = pipeline.attribute, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if len(calls) == 16:
+        if calls:
             raise KeyboardInterrupt
-        calls.append(args[1])
+        calls.extend(args[1])
         return real(*args, **kwargs)
 
     monkeypatch.setattr(pipeline, "attribute", interrupted)
@@ -86,10 +86,10 @@ def test_an_interrupted_run_goes_on_where_it_was(
         QRNeurons.load(tmp_path)
     first = list(calls)
     calls.clear()
-    monkeypatch.setattr(pipeline, "attribute", lambda *a, **k: (calls.append(a[1]), real(*a, **k))[1])
+    monkeypatch.setattr(pipeline, "attribute", lambda *a, **k: (calls.extend(a[1]), real(*a, **k))[1])
     resumed = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
-    assert len(calls) == 36 - 15  # 15 = the prompts of five whole queries; the sixth was cut short
-    assert set(first[:15]).isdisjoint(calls)
+    assert (len(first), len(calls)) == (24, 12)  # the prompts of the eight queries that run together, and the rest
+    assert set(first).isdisjoint(calls)
     assert resumed.table.equals(locate(model_of("llama"), short_queries, CONFIG, progress=False).table)
 
 
@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_where_it_was(
     code = (
         "import sys, time, qrnca_lens as ql, qrnca_lens.runs.pipeline as p, qrnca_lens.runs.folder as f\n"
         "f._FLUSH_SECONDS = 0.0\n"
-        "real = p.attribute\n"
+        "real, p._TOGETHER = p.attribute, 2\n"
         "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
         "model, queries = ql.load_model(sys.argv[1], device='cpu'), ql.load_queries(sys.argv[2])\n"
         "ql.locate(model, queries, ql.QRNCAConfig(steps=3), out=sys.argv[3], progress=False)\n"
@@ -123,6 +123,7 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_a_run_goes_on_with_fewer_or_more_queries(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipeline, "_TOGETHER", 2)
     model, ids = model_of("llama"), [q.id for q in short_queries]
     with monkeypatch.context() as patched:
         failing(patched, short_queries["q6"].prompts[0].text, error=KeyboardInterrupt)

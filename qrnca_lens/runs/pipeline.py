@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import sys
@@ -41,6 +42,8 @@ from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
+_TOGETHER = 8  # queries whose prompts run together; the same ones after an interruption
+_LOG = logging.getLogger(__name__)
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
 
 
@@ -208,19 +211,44 @@ def _compute(
     with progress_bar(progress) as bar:
         task = bar.add_task("locating", total=len(queries))
         with run.kept():
-            for query in queries:
-                if query.id not in unusable and query.id not in run.done:
-                    found: list[Attribution] = []
-                    with failures.told(query, found):
-                        for prompt, letter in zip(query.prompts, checked.letters[query.id], strict=True):
-                            found.append(
-                                attribute(model, prompt.text, letter, steps=config.steps, rule=config.rule, site=config.site)
-                            )
-                    if query.id not in failures.by_query:
-                        run.add(query, *_summary(query, found, config))
-                bar.advance(task)
+            for start in range(0, len(queries), _TOGETHER):
+                part = queries.queries[start : start + _TOGETHER]
+                new = [query for query in part if query.id not in unusable and query.id not in run.done]
+                for query, found in _attributed(model, new, config, checked, failures):
+                    run.add(query, *_summary(query, found, config))
+                bar.advance(task, len(part))
     failed = unusable | failures.by_query
     return [failed[query.id] for query in queries if query.id in failed]
+
+
+def _attributed(
+    model: HookedModel, queries: Sequence[Query], config: QRNCAConfig, checked: CheckedPrompts, failures: _Failures
+) -> Iterator[tuple[Query, list[Attribution]]]:
+    """The attributions of a few queries, whose prompts run together.
+
+    Where that fails, they run prompt by prompt, so that the query at fault is found and the others are not lost.
+    """
+    prompts = [prompt.text for query in queries for prompt in query.prompts]
+    letters = [letter for query in queries for letter in checked.letters[query.id]]
+    if not prompts:
+        return
+    together: Iterator[Attribution] | None
+    try:
+        together = iter(attribute(model, prompts, letters, steps=config.steps, rule=config.rule, site=config.site))
+    except Exception as error:  # noqa: BLE001 - run again prompt by prompt, where it is raised or told
+        _LOG.debug("the batch of query %r runs prompt by prompt: %s", queries[0].id, error)
+        together = None
+    for query in queries:
+        found: list[Attribution] = []
+        with failures.told(query, found):
+            for prompt, letter in zip(query.prompts, checked.letters[query.id], strict=True):
+                if together is not None:
+                    found.append(next(together))
+                else:
+                    asked = (prompt.text, letter)
+                    found.append(attribute(model, *asked, steps=config.steps, rule=config.rule, site=config.site))
+        if query.id not in failures.by_query:
+            yield query, found
 
 
 def _summary(query: Query, found: Sequence[Attribution], config: QRNCAConfig) -> tuple[pd.DataFrame, float, float]:
