@@ -12,6 +12,7 @@ from qrnca_lens.core.values import number
 from qrnca_lens.engine.agreement import drift_of, tolerance_of
 from qrnca_lens.engine.asks import Ask, Positions, asked
 from qrnca_lens.engine.batches import in_batches
+from qrnca_lens.engine.budget import together_read
 from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.engine.hooks import Hook, with_hooks
@@ -53,9 +54,15 @@ def read_edited(
     most = max((len(job.edits) for job in jobs), default=0)
     found: list[torch.Tensor] = []
     with exclusive(model):
-        for batch in in_batches(jobs, max(1, _ROWS // (most + 1)), lambda part: _run(model, part)):
+        for batch in in_batches(jobs, _together(model, jobs, most + 1), lambda part: _run(model, part)):
             found += batch
     return found
+
+
+def _together(model: HookedModel, jobs: Sequence[_Job], rows: int) -> int:
+    """How many jobs of at most so many rows go together."""
+    lengths, width = [len(job.ask.tokens) for job in jobs], max((job.ask.width for job in jobs), default=1)
+    return min(max(1, _ROWS // rows), together_read(model, lengths, min(rows, _ROWS), width))
 
 
 class _Job:
