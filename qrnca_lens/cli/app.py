@@ -132,12 +132,14 @@ def card(
         from qrnca_lens.core.store import write_text
         from qrnca_lens.core.writing import check_target
         from qrnca_lens.models import load_model
-        from qrnca_lens.study.card import measure_card
+        from qrnca_lens.study.card import measure_card, to_locate
 
         recall = Recipe().recall_layers if model == "atlas" else None
         if out:
             check_target(out)
-        text = measure_card(load_model(model, device=device), recall_layers=recall, per_group=per_group).to_markdown()
+        loaded = load_model(model, device=device)
+        _foretell(loaded, to_locate(per_group), None, False)
+        text = measure_card(loaded, recall_layers=recall, per_group=per_group).to_markdown()
         if out:
             write_text(text, out)
     say(text)
