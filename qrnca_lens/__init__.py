@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qrnca_lens.methods.registry import Evidence, find_neurons, rank_neurons
     from qrnca_lens.models import BusyModelError, ModelError, load_model
     from qrnca_lens.readout.promoted import promoted_tokens
+    from qrnca_lens.runs.forecast import Estimate, estimate
     from qrnca_lens.runs.pipeline import locate
     from qrnca_lens.study import reproduce, subject
     from qrnca_lens.study.prediction import predict_from_neurons
@@ -41,6 +42,7 @@ _PUBLIC = {
     "Attribution": "qrnca_lens.attribution",
     "BusyModelError": "qrnca_lens.models",
     "DataError": "qrnca_lens.data",
+    "Estimate": "qrnca_lens.runs.forecast",
     "Evidence": "qrnca_lens.methods.registry",
     "LetterWarning": "qrnca_lens.attribution.letters",
     "ModelError": "qrnca_lens.models",
@@ -56,6 +58,7 @@ _PUBLIC = {
     "edit_effects": "qrnca_lens.editing.effects",
     "edit_success": "qrnca_lens.editing.statistics",
     "enhance": "qrnca_lens.editing",
+    "estimate": "qrnca_lens.runs.forecast",
     "find_neurons": "qrnca_lens.methods.registry",
     "letter_probabilities": "qrnca_lens.attribution.letters",
     "load_model": "qrnca_lens.models",
@@ -85,6 +88,7 @@ __all__ = [
     "Attribution",
     "BusyModelError",
     "DataError",
+    "Estimate",
     "Evidence",
     "LetterWarning",
     "ModelError",
@@ -100,6 +104,7 @@ __all__ = [
     "edit_effects",
     "edit_success",
     "enhance",
+    "estimate",
     "find_neurons",
     "letter_probabilities",
     "load_model",

@@ -202,7 +202,7 @@ def test_interventions_stay_active_during_attribution(model_of: Callable[[str], 
 
 
 def test_scores_that_are_no_numbers_are_an_error(model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(task: PathTask, asks: Sequence[Ask]) -> Any:
+    def broken(task: PathTask, asks: Sequence[Ask], layers_at_once: None) -> Any:
         (path,) = integrate_by_rows(task, asks)
         scores = path.scores.clone()
         scores[1, 3] = float("nan")

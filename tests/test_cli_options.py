@@ -19,7 +19,7 @@ from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.data import save_queries
 from qrnca_lens.data.readers import mlama, mmlu
 from qrnca_lens.data.readers.sources import save_questions
-from qrnca_lens.runs import pipeline
+from qrnca_lens.runs import forecast, pipeline
 from qrnca_lens.study import card, demo, report, tables, verdicts
 from qrnca_lens.views.explorer import page
 
@@ -45,6 +45,7 @@ def standing(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
         monkeypatch.setattr(module, name, note)
 
     stand(models, "load_model", "the model")
+    monkeypatch.setattr(forecast, "estimate", lambda *given: f"estimate of {given[0]} for {len(given[1])} queries")
     return stand
 
 
@@ -107,7 +108,8 @@ def test_attribute(standing: Callable[..., None], calls: Calls) -> None:
 def test_card(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:
     """The shipped model has recall layers of its own; for another all layers count."""
     standing(card, "measure_card", SimpleNamespace(to_markdown=lambda: "# Measured"))
-    assert "# Measured" in run("card")
+    told = run("card")
+    assert "# Measured" in told and "Locating atlas/domains: estimate of the model for 150 queries\n" in told
     assert calls[0] == ("load_model", ("atlas",), {"device": None})
     assert calls[1] == ("measure_card", ("the model",), {"recall_layers": Recipe().recall_layers, "per_group": None})
     run("card", "another", "--per-group", "3", "--out", str(tmp_path / "card.md"), "--device", "cpu")
@@ -131,19 +133,21 @@ def test_explore(standing: Callable[..., None], calls: Calls, tmp_path: Path) ->
 
 
 def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:
-    standing(study, "subject", "a subject")
+    item = SimpleNamespace(name="mine", queries=QUERIES)
+    standing(study, "subject", item)
     standing(study, "reproduce", SimpleNamespace(results={}))
     standing(report, "write_report", tmp_path / "report.html")
     standing(verdicts, "statements", pd.DataFrame({"statement": ["it holds"]}))
     standing(tables, "failed", pd.DataFrame({"query": ["q7"]}))
     out = tmp_path / "study"
     told = run("reproduce", "--out", str(out))
+    assert "Locating mine: estimate of the model for 8 queries\n" in told
     assert "it holds" in told and "q7" in told and "Numbers:" in told
     assert calls[:4] == [
         ("subject", ("domains",), {"seed": 0, "per_group": None}),
         ("subject", ("languages",), {"seed": 0, "per_group": None}),
         ("load_model", ("atlas",), {"device": None}),
-        ("reproduce", ("the model", ["a subject"] * 2, out), {"seed": 0}),
+        ("reproduce", ("the model", [item] * 2, out), {"seed": 0}),
     ]
     calls.clear()
     run("reproduce", "--out", str(out), "--queries", "languages, b.csv", "--seed", "4", "--per-group", "5", "--model", "m")
@@ -151,7 +155,7 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
         ("subject", ("languages",), {"seed": 4, "per_group": 5}),
         ("subject", ("b.csv",), {"seed": 4, "per_group": 5}),
         ("load_model", ("m",), {"device": None}),
-        ("reproduce", ("the model", ["a subject"] * 2, out), {"seed": 4}),
+        ("reproduce", ("the model", [item] * 2, out), {"seed": 4}),
     ]
 
 

@@ -91,7 +91,7 @@ def test_logits_are_held_for_a_part_of_the_rows_only(
 ) -> None:
     task, asks = task_of(model_of("llama")), asks_of(model_of("llama"), TEXTS)
     wanted = integrate_by_rows(task, asks)
-    monkeypatch.setattr("qrnca_lens.engine.integral._LOGITS", 1)
+    monkeypatch.setattr("qrnca_lens.engine.integral.LOGITS", 1)
     check_equal(integrate_by_rows(task, asks), wanted, 1e-6)
 
 

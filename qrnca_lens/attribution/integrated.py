@@ -15,6 +15,7 @@ from qrnca_lens.core.values import whole_number
 from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.engine.asks import Ask, Objective, Positions, asked, probability_of
 from qrnca_lens.engine.batches import in_batches
+from qrnca_lens.engine.budget import layers_at_once, together
 from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
@@ -112,9 +113,25 @@ def integrate(
     found: list[PathIntegral] = []
     # gradients are needed also where the caller has switched them off for good
     with exclusive(model), torch.inference_mode(False):
-        for batch in in_batches(asks, len(asks), lambda part: _integrals(task, part)):
+        order = _by_size(asks)
+        at_once, layers = _budget(task, asks)
+        for batch in in_batches([asks[i] for i in order], at_once, lambda part: _integrals(task, part, layers)):
             found += batch
-    return found
+    return [path for _, path in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+
+def _by_size(asks: Sequence[Ask]) -> list[int]:
+    """The order in which asks run: as they are given, but long suffixes together, since shorter ones are filled up."""
+    widths = [ask.width for ask in asks]
+    return sorted(range(len(asks)), key=lambda i: (widths[i], len(asks[i].tokens)) if max(widths) > 1 else 0)
+
+
+def _budget(task: PathTask, asks: Sequence[Ask]) -> tuple[int, int | None]:
+    """How many asks go together, and how many layers of each (None for all)."""
+    lengths, width = [len(ask.tokens) for ask in asks], max((ask.width for ask in asks), default=1)
+    nodes = len(task.quadrature.nodes)
+    layers = layers_at_once(task.model, max(lengths, default=1), nodes, width)
+    return together(task.model, lengths, nodes, width), layers
 
 
 def _pairs(
@@ -132,10 +149,10 @@ def _pairs(
     return list(prompts), list(targets)
 
 
-def _integrals(task: PathTask, asks: Sequence[Ask]) -> list[PathIntegral]:
+def _integrals(task: PathTask, asks: Sequence[Ask], layers: int | None) -> list[PathIntegral]:
     """By rows, those on the plain path that the rows cannot stand for."""
     model, tolerance = task.model, tolerance_of(task.model)
-    found, why = by_rows(model, lambda: integrate_by_rows(task, asks))
+    found, why = by_rows(model, lambda: integrate_by_rows(task, asks, layers_at_once=layers))
     paths = [path if _stands(path, tolerance) else None for path in found] if found else [None] * len(asks)
     warn_slow(model, paths.count(None), len(asks), why, stacklevel=6)
     return [_valid(task, ask, path or _plain(task, ask, tolerance)) for ask, path in zip(asks, paths, strict=True)]

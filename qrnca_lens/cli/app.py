@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,8 +15,10 @@ from qrnca_lens.core.terminal import plain_log, say, say_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qrnca_lens.clustering import QRNCAConfig
     from qrnca_lens.core.neurons import Site
     from qrnca_lens.core.rules import Rule
+    from qrnca_lens.data import QuerySet
 
 app = typer.Typer(
     help="Find, judge and edit the neurons that carry knowledge in language models.",
@@ -26,6 +28,7 @@ app = typer.Typer(
 app.add_typer(queries_app, name="queries")
 Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what it takes, by a short calibration, and stop")]
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
 
 
@@ -73,6 +76,7 @@ def locate(
     common_share: Annotated[float, typer.Option(help="u, share of clusters that makes a neuron common")] = 0.3,
     seed: Seed = 0,
     device: Device = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Find the QR neurons of every query and write them to a run folder."""
     with plain_errors():
@@ -86,7 +90,9 @@ def locate(
         config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
         asked = load_queries(queries, seed=seed)
         asked = asked.sample(per_group, seed) if per_group else asked
-        located = run(load_model(model, device=device), asked, config, out=out)
+        loaded = load_model(model, device=device)
+        _foretell(loaded, {asked.name: asked}, config, dry_run)
+        located = run(loaded, asked, config, out=out)
     _show(located.top(10), "Neurons with the highest naica over all queries")
     _show_failed(located.failed)
     say(f"{located!r}\nRun folder: {out}")
@@ -126,12 +132,14 @@ def card(
         from qrnca_lens.core.store import write_text
         from qrnca_lens.core.writing import check_target
         from qrnca_lens.models import load_model
-        from qrnca_lens.study.card import measure_card
+        from qrnca_lens.study.card import measure_card, to_locate
 
         recall = Recipe().recall_layers if model == "atlas" else None
         if out:
             check_target(out)
-        text = measure_card(load_model(model, device=device), recall_layers=recall, per_group=per_group).to_markdown()
+        loaded = load_model(model, device=device)
+        _foretell(loaded, to_locate(per_group), None, False)
+        text = measure_card(loaded, recall_layers=recall, per_group=per_group).to_markdown()
         if out:
             write_text(text, out)
     say(text)
@@ -166,6 +174,7 @@ def reproduce(
     per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
     seed: Seed = 0,
     device: Device = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
     with plain_errors():
@@ -179,12 +188,24 @@ def reproduce(
 
         run_place(out)
         subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
-        study = run(load_model(model, device=device), subjects, out, seed=seed)
+        loaded = load_model(model, device=device)
+        _foretell(loaded, {item.name: item.queries for item in subjects}, None, dry_run)
+        study = run(loaded, subjects, out, seed=seed)
         page = write_report(study)
         held, left_out = statements(study.results), failed(study.results)
     _show(held, "Which statements of the paper hold here")
     _show_failed(left_out)
     say(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}")
+
+
+def _foretell(model: Any, queries: dict[str, QuerySet], config: QRNCAConfig | None, stop: bool) -> None:
+    """Say what locating each set takes; with `stop` this is the command's result, and it ends."""
+    from qrnca_lens.runs.forecast import estimate
+
+    for name, asked in queries.items():
+        say(f"Locating {name}: {estimate(model, asked, config)}", error=not stop)
+    if stop:
+        raise typer.Exit
 
 
 def _show_failed(failed: pd.DataFrame) -> None:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.engine.finite import check_logits, check_weights
+from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
 from qrnca_lens.models.reader import reader_of, to_tokens
 from qrnca_lens.models.sites import site_hook
@@ -33,7 +34,8 @@ def last_positions(
         check_weights(model, texts[0])
     for rows in batches_of_one_length(tokens, batch):
         together = torch.stack([tokens[i] for i in rows])
-        logits, kept = _read(model, together, torch.ones_like(together), set(names))
+        with torch.no_grad():
+            logits, kept = last_logits(model, together, torch.ones_like(together), set(names))
         for i, row in zip(rows, logits[:, -1], strict=True):
             check_logits(model, texts[i], tokens[i], row)
         found = [kept[name][:, -1, indices] for name, indices in names.items()]
@@ -61,26 +63,18 @@ def token_activations(
     if not tokens:
         return []
     name = site_hook(model, neuron.layer, "post")
-    stop = {"stop_at_layer": neuron.layer + 1} if is_hooked_transformer(model) else {}
-    _, kept = _read(model, *right_padded(tokens), {name}, **stop)
+    rows, mask = right_padded(tokens)
+    with exclusive(model), torch.no_grad():
+        if is_hooked_transformer(model):
+            _, kept = model.run_with_cache(
+                rows, attention_mask=mask, names_filter=name, return_cache_object=False, stop_at_layer=neuron.layer + 1
+            )
+        else:
+            _, kept = last_logits(model, rows, mask, {name})
     return [
         (reader_of(model).pieces(ids), row[: len(ids), neuron.index].float().cpu())
         for ids, row in zip(tokens, kept[name], strict=True)
     ]
-
-
-@torch.no_grad()
-def _read(
-    model: HookedModel, tokens: Rows, mask: Rows, names: set[str], **stop: int
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What the model gives for `tokens`, and the tensors at the hooks `names`."""
-    with exclusive(model):
-        if not names:
-            return model(tokens, attention_mask=mask, **stop), {}
-        given, cache = model.run_with_cache(
-            tokens, attention_mask=mask, names_filter=lambda name: name in names, return_cache_object=False, **stop
-        )
-    return given, {name: cache[name] for name in names}
 
 
 def right_padded(tokens: Sequence[torch.Tensor]) -> tuple[Rows, Rows]:

@@ -32,6 +32,11 @@ class Ask:
         """The first position whose values change or are read: what lies before it stands still."""
         return min(self.scaled[0], len(self.tokens) - self.reads)
 
+    @property
+    def width(self) -> int:
+        """How many positions its suffix has, from the start to the end of the prompt."""
+        return len(self.tokens) - self.start
+
 
 def asked(tokens: Tokens, objective: Objective, positions: Positions = "last", reads: int = 1) -> Ask:
     """An `Ask` of these positions; "last" is the last position of the prompt, the first one from which logits are read."""

@@ -12,9 +12,11 @@ from qrnca_lens.core.values import number
 from qrnca_lens.engine.agreement import drift_of, tolerance_of
 from qrnca_lens.engine.asks import Ask, Positions, asked
 from qrnca_lens.engine.batches import in_batches
+from qrnca_lens.engine.budget import together_read
 from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.engine.hooks import Hook, with_hooks
+from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.engine.rows import run_rows
 from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import HookedModel, exclusive, mlp_width, site_hook, to_tokens
@@ -24,7 +26,7 @@ Edit: TypeAlias = tuple[NeuronSet, float]
 Reading = Callable[[torch.Tensor], torch.Tensor]
 """What is kept of the logits [row, token] after a prompt: [row, ...]."""
 _ROWS = 512
-_LOGITS = 2**26
+_NUMBERS = 2**26  # held at once in one tensor of whole prompts
 
 
 @torch.no_grad()
@@ -53,9 +55,15 @@ def read_edited(
     most = max((len(job.edits) for job in jobs), default=0)
     found: list[torch.Tensor] = []
     with exclusive(model):
-        for batch in in_batches(jobs, max(1, _ROWS // (most + 1)), lambda part: _run(model, part)):
+        for batch in in_batches(jobs, _together(model, jobs, most + 1), lambda part: _run(model, part)):
             found += batch
     return found
+
+
+def _together(model: HookedModel, jobs: Sequence[_Job], rows: int) -> int:
+    """How many jobs of at most so many rows go together."""
+    lengths, width = [len(job.ask.tokens) for job in jobs], max((job.ask.width for job in jobs), default=1)
+    return min(max(1, _ROWS // rows), together_read(model, lengths, min(rows, _ROWS), width))
 
 
 class _Job:
@@ -144,7 +152,7 @@ def _whole(model: HookedModel, job: _Job) -> torch.Tensor:
     tokens, edits = job.ask.tokens, [(NeuronSet(), 1.0), *job.edits]
     chosen = torch.zeros(1, len(tokens), dtype=torch.bool, device=tokens.device)
     chosen[0, list(job.ask.scaled)] = True
-    found, size = [], max(1, min(_ROWS, _LOGITS // (len(tokens) * model.cfg.d_vocab)))
+    found, size = [], max(1, min(_ROWS, _NUMBERS // max(len(tokens) * mlp_width(model), model.cfg.d_vocab)))
     for start in range(0, len(edits), size):
         part = edits[start : start + size]
         entries: dict[int, list[tuple[int, list[int], float]]] = {}
@@ -153,6 +161,6 @@ def _whole(model: HookedModel, job: _Job) -> torch.Tensor:
                 entries.setdefault(layer, []).append((row, indices, factor))
         batch = tokens.expand(len(part), -1)
         with with_hooks(model, [(site_hook(model, k, "post"), _scaling(rows, chosen)) for k, rows in entries.items()]):
-            logits = model(batch, attention_mask=torch.ones_like(batch))[:, -1]
-        found.append(job.read(model, logits))
+            logits, _ = last_logits(model, batch, torch.ones_like(batch))
+        found.append(job.read(model, logits[:, -1]))
     return torch.cat(found)

@@ -18,12 +18,11 @@ from qrnca_lens.core.rules import Quadrature
 from qrnca_lens.core.shapes import LayerValues, Scores
 from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
 from qrnca_lens.engine.asks import Ask
+from qrnca_lens.engine.budget import LOGITS
 from qrnca_lens.engine.hooks import Hook
 from qrnca_lens.engine.rows import run_rows
 from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import HookedModel, site_hook
-
-_LOGITS = 2**25  # numbers held at once as logits of one prompt's rows
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _ends(texts: Texts, final: torch.Tensor, steps: int) -> tuple[torch.Tensor, 
     drift = torch.empty(len(texts.asks), rows // steps, dtype=torch.float32, device=final.device)
     for i, (ask, untouched) in enumerate(zip(texts.asks, texts.logits, strict=True)):
         reads = texts.reads(i)
-        together = max(1, _LOGITS // (untouched.numel() * steps)) * steps
+        together = max(1, LOGITS // (untouched.numel() * steps)) * steps
         for start in range(0, rows, together):
             part = slice(start, start + together)
             end = final[part, i, reads].requires_grad_(True)

@@ -11,6 +11,7 @@ from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
 from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.hooks import with_hooks
 from qrnca_lens.engine.integral import PathIntegral, PathTask
+from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.models import site_hook
 
 
@@ -19,10 +20,8 @@ def integrate_plainly(task: PathTask, ask: Ask) -> PathIntegral:
     model, tokens, weights = task.model, ask.tokens, task.quadrature.weights.to(ask.tokens.device)
     names = [site_hook(model, layer, task.site) for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
-        logits, cache = model.run_with_cache(
-            tokens[None], attention_mask=torch.ones_like(tokens[None]), names_filter=lambda name: name in names
-        )
-    untouched, where = logits[0, -ask.reads :], torch.tensor(ask.scaled, device=tokens.device)
+        logits, cache = last_logits(model, tokens[None], torch.ones_like(tokens[None]), names, reads=ask.reads)
+    untouched, where = logits[0], torch.tensor(ask.scaled, device=tokens.device)
     scores, at_zero, drift = [], [], []
     for name in names:
         value = cache[name][0, where]
@@ -33,7 +32,7 @@ def integrate_plainly(task: PathTask, ask: Ask) -> PathIntegral:
 
         with gradients_for_leaves_only(model), with_hooks(model, [(name, put)]):
             batch = tokens.expand(len(scaled), -1)
-            scaled_logits = model(batch, attention_mask=torch.ones_like(batch))[:, -ask.reads :]
+            scaled_logits, _ = last_logits(model, batch, torch.ones_like(batch), reads=ask.reads)
             found = ask.objective(scaled_logits)
             (gradient,) = torch.autograd.grad(found.sum(), scaled)
         scores.append((value.float() * (weights[:, None, None] * gradient.float()).sum(0)).sum(0))

@@ -21,6 +21,7 @@ from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.attention import Cached, cached
 from qrnca_lens.engine.blocks import blocks_of
 from qrnca_lens.engine.hooks import Hook, carries_hooks, with_hooks
+from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.models import HookedModel, site_hook
 
 
@@ -57,8 +58,13 @@ class Texts:
             asks = [ask for ask, text in enumerate(self._text_of) if text in texts]
             inside = torch.tensor([texts.index(self._text_of[ask]) for ask in asks], device=tokens.device)
             with with_hooks(self.model, self._keepers(asks, inside)):
-                found = self.model(tokens, attention_mask=mask) if alone else self.blocks.read(tokens, mask)
-            finals += [found[i, self._read_positions(ask)] for i, ask in zip(inside.tolist(), asks, strict=True)]
+                if alone:  # a text ends where each of its prompts ends
+                    most = max(self.asks[ask].reads for ask in asks)
+                    found, _ = last_logits(self.model, tokens, mask, reads=most)
+                    finals += [found[0, -self.asks[ask].reads :] for ask in asks]
+                else:
+                    found = self.blocks.read(tokens, mask)
+                    finals += [found[i, self._read_positions(ask)] for i, ask in zip(inside.tolist(), asks, strict=True)]
         order = sorted(range(len(self.asks)), key=self._text_of.__getitem__) if alone else range(len(self.asks))
         by_ask = dict(zip(order, finals, strict=True))
         self.logits = [by_ask[ask] if alone else self.blocks.finish(by_ask[ask][None])[0] for ask in range(len(self.asks))]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 
 from qrnca_lens.core.shapes import Scores
+from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.methods.scoring import Asked
-from qrnca_lens.models import exclusive, site_hook, to_tokens
+from qrnca_lens.models import site_hook, to_tokens
 
 
 def activation_scores(asked: Asked) -> Scores:
     """What W_out multiplies, at the last position."""
     names = [site_hook(asked.model, layer, "post") for layer in range(asked.model.cfg.n_layers)]
     tokens = to_tokens(asked.model, asked.prompt.text)[None]
-    with exclusive(asked.model), torch.no_grad():
-        _, cache = asked.model.run_with_cache(
-            tokens, attention_mask=torch.ones_like(tokens), names_filter=lambda name: name in names
-        )
+    with torch.no_grad():
+        _, cache = last_logits(asked.model, tokens, torch.ones_like(tokens), names)
     return torch.stack([cache[name][0, -1] for name in names]).float().cpu()

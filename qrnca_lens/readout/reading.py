@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 
 from qrnca_lens.engine.finite import check_weights
-from qrnca_lens.models.hooked import HookedModel, exclusive
+from qrnca_lens.engine.reading import last_logits
+from qrnca_lens.models.hooked import HookedModel
 from qrnca_lens.models.sites import PATTERN, in_block
 
 
@@ -39,10 +40,7 @@ def read(
     check_weights(model, str(model.tokenizer.decode(tokens[0])))
     looks = {layer: in_block(layer, PATTERN) for layer in patterns}
     wanted = {*names, *looks.values()}
-    with exclusive(model):
-        logits, cache = model.run_with_cache(
-            tokens, attention_mask=torch.ones_like(tokens), names_filter=lambda name: name in wanted
-        )
+    logits, cache = last_logits(model, tokens, torch.ones_like(tokens), wanted)
     return Reading(
         tokens,
         logits[:, -1].clone(),

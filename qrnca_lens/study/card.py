@@ -94,6 +94,13 @@ def measure_card(
     return Card(accuracy, _zeroing(model, everything, recall), effects, located, failed_table(misfits.values()))
 
 
+def to_locate(per_group: int | None = None, effects_per_group: int = 25) -> dict[str, QuerySet]:
+    """The questions that `measure_card` locates, where the model can take them all."""
+    fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
+    chosen = {name: queries if per_group is None else queries.sample(per_group) for name, queries in fresh.items()}
+    return {name: queries.sample(effects_per_group, seed=1) for name, queries in chosen.items()}
+
+
 def _left(sets: dict[str, QuerySet], misfits: dict[str, Failure]) -> dict[str, QuerySet]:
     left = {name: without(queries, [*misfits.values()]) for name, queries in sets.items()}
     for name, queries in left.items():

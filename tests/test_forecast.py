@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import qrnca_lens as ql
+from qrnca_lens.cli.app import app
+from qrnca_lens.clustering import QRNCAConfig
+from qrnca_lens.data import Prompt, QuerySet, save_queries
+from qrnca_lens.engine import budget
+from qrnca_lens.models import ModelError, to_tokens
+
+
+def test_an_estimate_counts_what_there_is(
+    model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    lengths = [len(to_tokens(model, prompt.text)) for query in short_queries for prompt in query.prompts]
+    cost = budget.integral_cost(model, max(lengths), 4, 1)  # the nodes 1/3, 2/3 and both ends
+    monkeypatch.setattr(budget, "free_memory", lambda device: 2 * cost.of(9))
+    found = ql.estimate(model, short_queries, QRNCAConfig(steps=3))
+    assert (found.prompts, found.tokens, found.longest) == (36, sum(lengths), max(lengths))
+    assert (found.rows, found.together, found.memory) == (36 * 4 * 3, 8, cost.of(8))
+    assert found.seconds
+    assert found.seconds > 0
+    line = str(replace(found, tokens=12345, memory=3 * 2**29, seconds=7200.0))
+    assert line.startswith("36 prompts, 12,345 tokens")
+    assert line.endswith("8 prompts together, about 1.5 GiB above the model, about 2 hours")
+    assert "12,345" in replace(found, tokens=12345)._repr_html_()
+
+
+def test_what_cannot_be_run_is_not_counted(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    model, (first, *rest) = model_of("llama"), short_queries
+    long = replace(first, prompts=(*first.prompts[:2], Prompt("word " * 200, "A")))
+    assert ql.estimate(model, QuerySet((long, *rest), "short"), QRNCAConfig(steps=1)).prompts == 33
+    assert ql.estimate(model, QuerySet((long,), "short")).prompts == 0
+    with pytest.raises(ModelError, match="no site 'pre'"):
+        ql.estimate(model, short_queries, QRNCAConfig(site="pre"))
+
+
+def test_the_time_is_unknown_where_prompts_have_no_scores(folder_of: Callable[[str], Path], short_queries: QuerySet) -> None:
+    model = ql.load_model(folder_of("llama"), device="cpu")
+    with torch.no_grad():
+        model.blocks[1].mlp.W_in[0, 0] = float("nan")
+    found = ql.estimate(model, short_queries)
+    assert found.seconds is None
+    assert str(found).endswith("an unknown time")
+
+
+@pytest.mark.parametrize("command", ["locate", "reproduce"])
+def test_a_dry_run_says_what_it_takes_and_stops(
+    command: str, folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path
+) -> None:
+    save_queries(short_queries, tmp_path / "short.jsonl")
+    arguments = ["--model", str(folder_of("llama")), "--queries", str(tmp_path / "short.jsonl"), "--device", "cpu"]
+    done = CliRunner().invoke(app, [command, *arguments, "--out", str(tmp_path / "run"), "--dry-run"])
+    assert done.exit_code == 0
+    assert "36 prompts, " in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_locate_says_first_what_it_takes(folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path) -> None:
+    save_queries(short_queries, tmp_path / "short.jsonl")
+    arguments = ["--model", str(folder_of("llama")), "--queries", str(tmp_path / "short.jsonl"), "--device", "cpu"]
+    done = CliRunner().invoke(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "1"])
+    assert done.exit_code == 0
+    assert done.stderr.startswith("Locating ")
+    assert "36 prompts, " in done.stderr
+    assert "36 prompts, " not in done.stdout
