@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 
-from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
+from qrnca_lens.models.hooked import HookedModel, as_bridge, is_hooked_transformer
 
 _REMEDY = "pass attention_mask with the call, or scale at all positions"
 
@@ -58,7 +58,9 @@ def row_ends(model: HookedModel) -> Iterator[RowEnds]:
         if is_hooked_transformer(model):
             stack.enter_context(_replaced(model, "forward", lambda forward: _watched(forward, ends, model)))
         else:
-            stack.enter_context(_replaced(model.original_model, "forward", lambda forward: _watched(forward, ends, None)))
+            stack.enter_context(
+                _replaced(as_bridge(model).original_model, "forward", lambda forward: _watched(forward, ends, None))
+            )
         for name in ("generate", "hf_generate"):
             if hasattr(model, name):
                 stack.enter_context(_replaced(model, name, lambda generate: _generating(generate, ends)))

@@ -7,7 +7,7 @@ from weakref import WeakSet
 import torch
 
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, dtype_of, is_hooked_transformer
+from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, as_bridge, dtype_of, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook, sites_of
 
 _SEEN: WeakSet[HookedModel] = WeakSet()  # the models whose hook points were looked at; they do not change
@@ -43,7 +43,7 @@ def _drops_out(model: HookedModel) -> bool:
     """Whether some part of a bridge is in training mode and dropout is on; HookedTransformers have none."""
     if is_hooked_transformer(model) or not any(module.training for module in model.modules()):
         return False
-    settings = model.original_model.config.to_dict()
+    settings = as_bridge(model).original_model.config.to_dict()
     named = any("drop" in key and isinstance(value, (int, float)) and value > 0 for key, value in settings.items())
     return named or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +20,72 @@ from qrnca_lens.models.errors import BusyModelError
 
 HookedTransformer: type[Any] | None = getattr(transformer_lens, "HookedTransformer", None)
 HOOKED_CLASSES: tuple[type[Any], ...] = tuple(c for c in (HookedTransformer, TransformerBridge) if c is not None)
-HookedModel: TypeAlias = Any
-"""A HookedTransformer or a TransformerBridge; `checks.check_hooked` refuses everything else."""
+
+if TYPE_CHECKING:
+
+    class HookedModel(Protocol):
+        """A HookedTransformer or a TransformerBridge: what both have and the package uses.
+
+        `checks.check_hooked` refuses everything else when a function is called.
+        """
+
+        cfg: Any
+        tokenizer: Any
+        blocks: Any
+        unembed: Any
+        W_E: Any
+
+        @property
+        def hook_dict(self) -> dict[str, Any]:
+            """The hook points by name."""
+            ...
+
+        def __call__(self, input: torch.Tensor, /, **options: Any) -> Any:
+            """The logits [row, position, token], or the residual stream where `stop_at_layer` is given."""
+            ...
+
+        def hooks(self, *, fwd_hooks: list[Any]) -> AbstractContextManager[Any]:
+            """Forward hooks while a block runs."""
+            ...
+
+        def run_with_cache(self, tokens: torch.Tensor, /, **options: Any) -> tuple[Any, Any]:
+            """The logits and the activations at hook points."""
+            ...
+
+        def to_tokens(self, text: str | list[str], /, **options: Any) -> torch.Tensor:
+            """The ids of texts."""
+            ...
+
+        def generate(self, tokens: torch.Tensor, /, **options: Any) -> Any:
+            """A continuation of the tokens."""
+            ...
+
+        def eval(self) -> Any:
+            """The model in evaluation mode."""
+            ...
+
+        def to(self, device: torch.device, /) -> Any:
+            """The model on a device."""
+            ...
+
+        def parameters(self) -> Iterator[torch.nn.Parameter]:
+            """All weights."""
+            ...
+
+        def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+            """All weights by name."""
+            ...
+
+        def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+            """All modules by name."""
+            ...
+
+        def modules(self) -> Iterator[torch.nn.Module]:
+            """All modules."""
+            ...
+
+else:
+    HookedModel = Any
 PATIENCE = 60.0
 """How many seconds a thread waits for a model that another one uses, before a BusyModelError."""
 _HOLDS: WeakKeyDictionary[HookedModel, _Hold] = WeakKeyDictionary()
@@ -59,6 +123,16 @@ class _Hold:
 def is_hooked_transformer(model: HookedModel) -> bool:
     """Whether the model is a HookedTransformer rather than a bridge."""
     return HookedTransformer is not None and isinstance(model, HookedTransformer)
+
+
+def as_bridge(model: HookedModel) -> Any:
+    """A model that is known to be a bridge, with what HookedTransformers lack (`original_model`, `adapter`).
+
+    TypeError for another one.
+    """
+    if not isinstance(model, TransformerBridge):
+        raise TypeError(f"expected a TransformerBridge, found {type(model).__name__}")
+    return model
 
 
 def device_of(model: HookedModel) -> torch.device:

@@ -174,7 +174,7 @@ def _bridge(source: Source, hf_model: Any, tokenizer: PreTrainedTokenizerBase, p
     """The model as a TransformerBridge. ModelError where TransformerLens has none, or one that computes something else."""
     try:
         # a copy, because the bridge gives the tokenizer that it gets a BOS of its own
-        model = TransformerBridge.boot_transformers(
+        model: Any = TransformerBridge.boot_transformers(
             source.place, hf_model=hf_model, tokenizer=copy.deepcopy(tokenizer), dtype=probe.dtype, device="cpu"
         )
         _set_tokenizer(model, tokenizer)

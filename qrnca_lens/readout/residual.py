@@ -16,7 +16,7 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 
 from qrnca_lens.engine.finite import check_logits
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel, dtype_of, exclusive, is_hooked_transformer
+from qrnca_lens.models.hooked import HookedModel, as_bridge, dtype_of, exclusive, is_hooked_transformer
 from qrnca_lens.models.sites import (
     ATTN_OUT,
     MLP_OUT,
@@ -187,4 +187,4 @@ def _transform(model: HookedModel, logits: torch.Tensor) -> Any:
     """What the architecture does to the logits after the unembedding: a factor, a soft cap."""
     if is_hooked_transformer(model):
         return apply_softcap(logits, model.cfg.output_logits_soft_cap)
-    return model.adapter.apply_output_logits_transform(logits)
+    return as_bridge(model).adapter.apply_output_logits_transform(logits)

@@ -35,7 +35,7 @@ class Session:
     circuits of all neurons are drawn from. `catalog`: what can be selected; without it, everything.
     """
 
-    def __init__(self, model: HookedModel, located: QRNeurons, catalog: Catalog | None = None) -> None:
+    def __init__(self, model: HookedModel | None, located: QRNeurons, catalog: Catalog | None = None) -> None:
         self.model, self.located = model_of(located, model), located
         self.catalog = catalog or catalog_of(located)
         neurons = NeuronSet.from_frame(located.clusters[["layer", "neuron"]].drop_duplicates())
