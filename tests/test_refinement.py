@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ import torch
 
 from qrnca_lens.attribution import attribute
 from qrnca_lens.attribution.integrated import integrate
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.core.rules import quadrature, tolerated_gap
+from qrnca_lens.data import QuerySet
 from qrnca_lens.engine.asks import asked, probability_of
 from qrnca_lens.engine.integral import integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
 from qrnca_lens.engine.refinement import PathTask
 from qrnca_lens.models import to_tokens
+from qrnca_lens.runs.pipeline import GapWarning, locate
 
 TEXT = "Question: which letter is right? A. one B. two Answer:"
 TEXTS = [TEXT, "Answer:", "Which letter is right? Answer:"]
@@ -100,3 +104,19 @@ def test_what_has_too_few_nodes_is_named(bent: Any, monkeypatch: pytest.MonkeyPa
     assert found.nodes.max() == 25
     assert BENT in found.rough_layers
     assert f"(above 1 % of P in {len(found.rough_layers)} layers)" in repr(found)
+
+
+def test_a_run_tells_of_queries_with_large_gaps_and_how_to_remedy_them(
+    bent: Any, short_queries: QuerySet, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    with pytest.warns(GapWarning, match=r'in (\d+) of 12 queries .* the worst, .*: use QRNCAConfig\(rule="auto"\)'):
+        rough = locate(bent, short_queries, out=tmp_path / "run", progress=False)
+    bad = rough.queries[rough.queries["gap"] > 0.05 * rough.queries["probability"]]
+    assert set(rough.rough["query"]) == set(bad["query"])
+    shares = rough.rough["gap"] / rough.rough["probability"]
+    assert shares.is_monotonic_decreasing
+    assert f", gap above 5% of P in {len(bad)} queries)" in repr(rough) == repr(QRNeurons.load(tmp_path / "run"))
+    recwarn.clear()
+    fine = locate(bent, short_queries, QRNCAConfig(rule="auto"), progress=False)
+    assert not [told for told in recwarn if told.category is GapWarning]
+    assert "gap above" not in repr(fine)
