@@ -8,7 +8,7 @@ from typing import Literal
 from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 
 _CHOICES = {
-    Literal["right", "endpoints", "gauss-legendre"]: str,
+    Literal["right", "endpoints", "gauss-legendre", "auto"]: str,
     Literal["up", "gate", "pre", "post"]: str,
     Literal["last", "all"]: str,
 }

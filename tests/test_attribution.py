@@ -103,7 +103,7 @@ def test_rules() -> None:
         assert (wide.nodes[0], wide.nodes[-1]) == (0, 1)
         assert wide.weights @ wide.nodes**3 == pytest.approx(rule.weights @ rule.nodes**3)
     assert gauss.weights @ gauss.nodes**9 == pytest.approx(1 / 10, rel=1e-5)
-    with pytest.raises(ValueError, match="unknown rule 'left'; there are right, endpoints, gauss-legendre"):
+    with pytest.raises(ValueError, match="unknown rule 'left'; there are right, endpoints, gauss-legendre, auto"):
         quadrature("left", 4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 2 steps, not 1"):
         quadrature("endpoints", 1)

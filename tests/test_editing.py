@@ -11,11 +11,13 @@ from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import enhance, scale, suppress
 from qrnca_lens.editing.effects import edit_effects
+from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import to_tokens
 
 TEXT = "Question: which letter is right? A. one B. two Answer:"
 CHOSEN = NeuronSet.of((0, 3), (2, 1), (2, 40))
+MANY = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(0, 48, 3)])
 
 
 def post(model: Any, ids: torch.Tensor, layer: int) -> torch.Tensor:
@@ -54,6 +56,56 @@ def test_scaling_the_post_activation_is_scaling_the_up_projection(model_of: Call
         assert torch.allclose(model(ids), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("positions", [3, -2, -1, [(0, 1), (2, 4)], [(-3, -1)]])
+def test_chosen_positions_are_counted_in_every_row(family: str, positions: Any, model_of: Callable[[str], Any]) -> None:
+    """Against rows that are edited at the same positions, one prompt at a time; padded on both sides."""
+    model, texts = model_of(family), [TEXT, "Which letter is right? Answer:"]
+    wanted = read_edited(model, texts, [[(MANY, 3.0)]] * 2, [lambda logits: logits] * 2, positions=positions)
+    tokens = [to_tokens(model, text) for text in texts]
+    longest, pad = max(map(len, tokens)), model.tokenizer.pad_token_id
+    for left in (False, True):
+        rows = [
+            [pad] * ((longest - len(ids)) * left) + ids.tolist() + [pad] * ((longest - len(ids)) * (not left))
+            for ids in tokens
+        ]
+        ids = torch.tensor(rows)
+        mask = (ids != pad).long()
+        with scale(model, MANY, 3.0, positions=positions):
+            logits = model(ids, attention_mask=mask)
+            if left:
+                with pytest.raises(ValueError, match=r"row 1 begins with '<pad>'.*cannot be counted; pass attention_mask"):
+                    model(ids)
+            else:
+                assert torch.allclose(model(ids)[0], logits[0], atol=1e-4)
+        for row, (edited, real) in enumerate(zip(wanted, mask, strict=True)):
+            assert torch.allclose(logits[row, real.nonzero().max()], edited[1], atol=1e-4)
+            assert not torch.allclose(edited[0], edited[1], atol=1e-3)
+
+
+def test_positions_that_cannot_be_counted_are_refused(model_of: Callable[[str], Any], unchecked: None) -> None:
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    model = model_of("llama")
+    ids = to_tokens(model, TEXT)[None]
+    with scale(model, CHOSEN, 3.0, positions=2):
+        with pytest.raises(ValueError, match=r"cannot be counted in `generate`.*scale at 'last' or 'all'"):
+            model.generate(ids, max_new_tokens=2, verbose=False)
+        with pytest.raises(ValueError, match="with a KV cache"):
+            model(ids, past_kv_cache=TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", 1))
+        with pytest.raises(ValueError, match="in a part of the model"):
+            model.blocks[0](torch.zeros(1, 5, model.cfg.d_model))
+        with pytest.raises(ValueError, match=r"the span \(2, 3\) does not lie in a prompt of 2 tokens"):
+            model(ids[:, :2])
+        with pytest.raises(ValueError, match="row 0 begins with '<s>', which may be padding"):
+            model(torch.cat([ids[:, :1], ids], dim=1))
+        assert model(ids).isfinite().all()
+    wrong: list[tuple[Any, type[Exception]]] = [([], ValueError), ([(1, 2, 3)], TypeError), (1.5, TypeError)]
+    for positions, error in wrong:
+        with pytest.raises(error, match=r"position|span"), scale(model, CHOSEN, 3.0, positions=positions):
+            pass
+
+
 def test_nesting_and_exceptions(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     ids = to_tokens(model, TEXT)[None]
@@ -86,7 +138,7 @@ def test_generation_with_a_cache_scales_every_new_token(model_of: Callable[[str]
     assert torch.equal(made, prompt)
 
 
-def test_bad_sets_and_factors(model_of: Callable[[str], Any]) -> None:
+def test_bad_sets_and_factors(model_of: Callable[[str], Any], unchecked: None) -> None:
     model = model_of("llama")
     for neurons, message in (
         (NeuronSet(), "the neuron set is empty"),
@@ -96,7 +148,10 @@ def test_bad_sets_and_factors(model_of: Callable[[str], Any]) -> None:
             pass
     with pytest.raises(ValueError, match="finite"), enhance(model, CHOSEN, float("inf")):
         pass
-    with pytest.raises(ValueError, match="'last' or 'all'"), enhance(model, CHOSEN, positions="first"):  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match="positions 'first' are none; give 'last', 'all'"),
+        enhance(model, CHOSEN, positions="first"),
+    ):  # type: ignore[arg-type]
         pass
 
 

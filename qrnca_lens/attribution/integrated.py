@@ -18,8 +18,9 @@ from qrnca_lens.engine.batches import in_batches
 from qrnca_lens.engine.budget import layers_at_once, together
 from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
-from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
+from qrnca_lens.engine.integral import integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
+from qrnca_lens.engine.refinement import PathIntegral, PathTask
 from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, target_id, to_tokens
 
 TextOrTokens = str | torch.Tensor
@@ -65,14 +66,15 @@ def attribute(
     """Score every MLP neuron for a target (a token string taken literally, or a token id) after a prompt (text or tokens).
 
     One prompt and one target give one Attribution; a list of prompts with a target each gives a list, and the prompts run
-    together. `rule`: "right" (the paper), "endpoints" (the authors' code) or "gauss-legendre". `site`: see `models.sites`;
-    None is the paper's choice for the model. `positions`: what is scaled, "last" (the paper), "all", a position or spans
-    (start, stop); the scores of a neuron are summed over them. Hooks that the model already carries stay active. Prompts run
-    through the shared-prefix engine where its own check holds (each layer scaled by 1 must give the model's own logits),
-    else on the plain path with a SlowPathWarning. Raises ModelError for a target that is not one token, a site that the
-    model lacks, a prompt that does not fit or a float16 model; ValueError for a rule, number of steps or positions that are
-    none, or lists of different lengths; AttributionError for NaN or infinite scores or weights; BusyModelError if another
-    thread uses the model.
+    together. `rule`: "right" (the paper), "endpoints" (the authors' code), "gauss-legendre" or "auto", which begins with
+    about `steps` nodes and takes more, up to 256, in those layers whose completeness gap is above 1 % of P(target) (and
+    1e-5); the result says how many. `site`: see `models.sites`; None is the paper's choice for the model. `positions`: what
+    is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them.
+    Hooks that the model already carries stay active. Prompts run through the shared-prefix engine where its own check holds
+    (each layer scaled by 1 must give the model's own logits), else on the plain path with a SlowPathWarning. Raises
+    ModelError for a target that is not one token, a site that the model lacks, a prompt that does not fit or a float16
+    model; ValueError for a rule, number of steps or positions that are none, or lists of different lengths;
+    AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
@@ -87,7 +89,7 @@ def attribute(
         gap = path.scores.sum(1) - (path.untouched - path.at_zero)
         name = target if isinstance(target, str) else model.tokenizer.decode([token])
         text = prompt if isinstance(prompt, str) else _text_of(model, prompt)
-        found.append(Attribution(path.scores, path.untouched, gap, text, name, token, site, rule, steps))
+        found.append(Attribution(path.scores, path.untouched, gap, text, name, token, site, rule, steps, path.nodes))
     return found[0] if one else found
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qrnca_lens.core.neurons import NeuronSet, Site, top_neurons
-from qrnca_lens.core.rules import Rule
-from qrnca_lens.core.shapes import LayerValues, Scores
+from qrnca_lens.core.rules import Rule, tolerated_gap
+from qrnca_lens.core.shapes import LayerCounts, LayerValues, Scores
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.core.values import whole_number
 
@@ -19,6 +19,8 @@ class Attribution:
 
     `scores[layer, neuron]` and `completeness_gap[layer]` are in probability units. The gap is the sum of the layer's
     scores minus P(target) with the layer intact plus P(target) with the layer's site at 0: what the quadrature missed.
+    `nodes[layer]` says at how many nodes the layer was run: those that the rule needs for its checks are among them, and
+    with rule "auto" those of parts of [0, 1] that were then looked at more closely.
     """
 
     scores: Scores
@@ -30,6 +32,13 @@ class Attribution:
     site: Site
     rule: Rule
     steps: int
+    nodes: LayerCounts
+
+    @property
+    def rough_layers(self) -> tuple[int, ...]:
+        """The layers whose gap is above 1 % of P(target) and 1e-5: with rule "auto" those where 256 nodes were too few."""
+        above = self.completeness_gap.abs() > tolerated_gap(self.probability)
+        return tuple(above.nonzero().flatten().tolist())
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` highest scores (all, where there are fewer): layer, neuron, score. ValueError for a `k` below 1."""
@@ -48,9 +57,13 @@ class Attribution:
     def __repr__(self) -> str:
         layers, neurons = self.scores.shape
         gap = self.completeness_gap.abs().max().item()
+        fewest, most = self.nodes.min().item(), self.nodes.max().item()
+        took = f"{fewest} to {most}" if most > fewest else f"{most}"
+        rough = f" (above 1 % of P in {len(self.rough_layers)} layers)" if self.rough_layers else ""
         return (
             f"Attribution(target={self.target!r}, probability={self.probability:.4f}, {layers} layers x {neurons} neurons, "
-            f"site={self.site!r}, rule={self.rule!r}, steps={self.steps}, largest completeness gap={gap:.2e})"
+            f"site={self.site!r}, rule={self.rule!r}, steps={self.steps}, {took} nodes a layer, "
+            f"largest completeness gap={gap:.2e}{rough})"
         )
 
     def _repr_html_(self) -> str:

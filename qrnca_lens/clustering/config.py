@@ -19,9 +19,9 @@ class QRNCAConfig:
     """
 
     steps: int = 16
-    """m: nodes of the integral."""
+    """m: nodes of the integral; with rule "auto" about those that it begins with."""
     rule: Rule = "right"
-    """The quadrature rule; "right" is the paper's."""
+    """The quadrature rule; "right" is the paper's, "auto" takes more nodes in layers where the completeness gap is large."""
     site: Site | None = None
     """The scaled tensor; None is the up projection in gated MLPs, the post-activation in plain ones."""
     threshold: float = 0.2

@@ -43,6 +43,8 @@ from qrnca_lens.data import QuerySet
 
 TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
 QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
+ROUGH_SHARE = 0.05
+"""A completeness gap above this share of P(right letter) makes scores rough."""
 FAILED_COLUMNS = ["query", "group", "prompt", "reason"]
 
 
@@ -114,6 +116,16 @@ class QRNeurons:
         """The QR neurons: query, group, layer, neuron, na, ica, naica, rank; top v by naica, common neurons removed."""
         best = drop_neurons(take_top(self.scored, self.config.top), self.common)
         return ranked_table(best, list(self.queries["query"]))
+
+    @cached_property
+    def rough(self) -> pd.DataFrame:
+        """The rows of `queries` whose largest completeness gap is above 5 % of their mean P(right letter), largest first.
+
+        Their clusters may lack neurons or hold others; rule "auto" or more steps remedy that.
+        """
+        share = self.queries["gap"] / self.queries["probability"]
+        worst = share[share > ROUGH_SHARE].sort_values(ascending=False, kind="stable")
+        return self.queries.loc[worst.index].reset_index(drop=True)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -227,9 +239,10 @@ class QRNeurons:
     def __repr__(self) -> str:
         mean = len(self.table) / len(self.queries)
         failed = f", {len(self.failed)} more failed" if len(self.failed) else ""
+        rough = f", gap above {ROUGH_SHARE:.0%} of P in {len(self.rough)} queries" if len(self.rough) else ""
         return (
             f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups{failed}, {mean:.1f} QR neurons a query, "
-            f"{len(self.common)} common neurons, model {self.model.name!r})"
+            f"{len(self.common)} common neurons, model {self.model.name!r}{rough})"
         )
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,9 @@ Scores = Float[Tensor, "layer neuron"]
 LayerValues = Float[Tensor, " layer"]
 """One number a layer, such as the completeness gap in probability units; made by `attribution`."""
 
+LayerCounts = Int[Tensor, " layer"]
+"""One whole number a layer, such as the nodes that its integral took; made by `attribution`."""
+
 Tokens = Int[Tensor, " position"]
 """The token ids of one prompt, special tokens included; made by `models.reader`."""
 

@@ -17,6 +17,8 @@ Objective = Callable[[torch.Tensor], torch.Tensor]
 Positions = Literal["last", "all"] | int | Sequence[tuple[int, int]]
 """What is scaled: the last position, all of them, one, or spans (start, stop) counted as Python's slices are."""
 
+_REMEDY = "give 'last', 'all', a position or spans (start, stop)"
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -57,26 +59,32 @@ def chosen_positions(positions: int | Sequence[tuple[int, int]], length: int) ->
     Negative ones count from the end. Raises ValueError for a position outside the prompt, for an empty or reversed span and
     for none at all, TypeError for what is no whole number or pair.
     """
-    remedy = "give 'last', 'all', a position or spans (start, stop)"
-    if isinstance(positions, str):
-        raise ValueError(f"positions {positions!r} are none; {remedy}")
-    if isinstance(positions, Sequence):
-        spans = positions
-    else:
-        one = whole_number("position", positions)
-        spans = [(one, one + 1 if one != -1 else length)]
     found: set[int] = set()
-    for span in spans:
-        if not isinstance(span, Sequence) or isinstance(span, str) or len(span) != 2:
-            raise TypeError(f"a span is a pair (start, stop), not {span!r}; {remedy}")
-        ends = [whole_number(name, value) for name, value in zip(("start", "stop"), span, strict=True)]
-        start, stop = (end + length if end < 0 else end for end in ends)
+    for span in spans_of(positions):
+        start, stop = (length if end is None else end + length if end < 0 else end for end in span)
         if not 0 <= start < stop <= length:
-            raise ValueError(f"the span {tuple(span)} does not lie in a prompt of {length} tokens, or is empty; {remedy}")
+            shown = tuple(length if end is None else end for end in span)
+            raise ValueError(f"the span {shown} does not lie in a prompt of {length} tokens, or is empty; {_REMEDY}")
         found.update(range(start, stop))
-    if not found:
-        raise ValueError(f"no positions are given; {remedy}")
     return tuple(sorted(found))
+
+
+def spans_of(positions: int | Sequence[tuple[int, int]]) -> list[tuple[int, int | None]]:
+    """A position or spans as spans (start, stop) of Python's own numbers, a stop of None being the end of the prompt.
+
+    Raises ValueError for none at all, TypeError for what is no whole number or pair.
+    """
+    if isinstance(positions, str):
+        raise ValueError(f"positions {positions!r} are none; {_REMEDY}")
+    if not isinstance(positions, Sequence):
+        one = whole_number("position", positions)
+        return [(one, one + 1 if one != -1 else None)]
+    for span in positions:
+        if not isinstance(span, Sequence) or isinstance(span, str) or len(span) != 2:
+            raise TypeError(f"a span is a pair (start, stop), not {span!r}; {_REMEDY}")
+    if not positions:
+        raise ValueError(f"no positions are given; {_REMEDY}")
+    return [(whole_number("start", start), whole_number("stop", stop)) for start, stop in positions]
 
 
 def probability_of(target: int) -> Objective:

@@ -1,53 +1,26 @@
-"""The integrals of many prompts, every layer and step of theirs in one growing batch of rows (see rows.py).
+"""The integrals of many prompts, every layer and node of theirs in one growing batch of rows (see rows.py).
 
-A row is one (layer, step) of one prompt. It joins the batch at its layer, where a hook puts the scaled activations in. The
+A row is one (layer, node) of one prompt. It joins the batch at its layer, where a hook puts the scaled activations in. The
 end of the model is run a prompt at a time, so that logits are held for one prompt only; one backward pass gives the
 gradients of all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from qrnca_lens.core.neurons import Site
-from qrnca_lens.core.rules import Quadrature
-from qrnca_lens.core.shapes import LayerValues, Scores
 from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
 from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.budget import LOGITS
 from qrnca_lens.engine.hooks import Hook
+from qrnca_lens.engine.refinement import Bounds, PanelSums, PathIntegral, PathTask, integrate_panels
 from qrnca_lens.engine.rows import run_rows
 from qrnca_lens.engine.texts import Texts
-from qrnca_lens.models import HookedModel, site_hook
-
-
-@dataclass(frozen=True)
-class PathIntegral:
-    """The scores, and the objective with each layer's site at 0 and with nothing scaled; its unit, on the CPU.
-
-    `drift[layer]`: how far the logits with the layer scaled by 1 are from the untouched ones, as `drift_of` says.
-    """
-
-    scores: Scores
-    at_zero: LayerValues
-    drift: LayerValues
-    untouched: float
-
-
-@dataclass(frozen=True)
-class PathTask:
-    """Integrate d objective / d site for every layer of one model, the site at the asks' positions scaled from 0 to 1.
-
-    `quadrature` holds the nodes 0 and 1 (`Quadrature.with_ends`).
-    """
-
-    model: HookedModel
-    site: Site
-    quadrature: Quadrature
+from qrnca_lens.models import site_hook
 
 
 def integrate_by_rows(task: PathTask, asks: Sequence[Ask], *, layers_at_once: int | None = None) -> list[PathIntegral]:
@@ -55,38 +28,56 @@ def integrate_by_rows(task: PathTask, asks: Sequence[Ask], *, layers_at_once: in
 
     With `layers_at_once` the layers run in groups, which takes less memory and does the same.
     """
-    texts = Texts(task.model, asks, task.site)
-    layers = list(texts.blocks.layers)
-    size = layers_at_once or len(layers)
-    parts = [_layers(task, texts, layers[start : start + size]) for start in range(0, len(layers), size)]
-    scores, at_zero, drift = (torch.cat(part, dim=1).cpu() for part in zip(*parts, strict=True))
+    return integrate_panels(task, asks, lambda some, bounds: _measure(task, some, bounds, layers_at_once or len(bounds)))
+
+
+def _measure(
+    task: PathTask, asks: Sequence[Ask], bounds: Mapping[int, Bounds], layers_at_once: int
+) -> tuple[list[float], dict[int, PanelSums]]:
+    """The sums of all panels; no run takes more of a layer than the rule begins with, so that it fits as the first does."""
+    texts, size = Texts(task.model, asks, task.site), task.quadrature.panels
+    parts: dict[int, list[PanelSums]] = {layer: [] for layer in sorted(bounds)}
+    for start in range(0, max(map(len, bounds.values())), size):
+        layers = [layer for layer in parts if len(bounds[layer]) > start]
+        for first in range(0, len(layers), layers_at_once):
+            group = {layer: bounds[layer][start : start + size] for layer in layers[first : first + layers_at_once]}
+            for layer, sums in _layers(task, texts, group).items():
+                parts[layer].append(sums)
     with torch.no_grad():
         untouched = [ask.objective(logits).item() for ask, logits in zip(asks, texts.logits, strict=True)]
-    return [PathIntegral(*found) for found in zip(scores, at_zero, drift, untouched, strict=True)]
+    return untouched, {
+        layer: PanelSums(torch.cat([p.scores for p in found]), torch.cat([p.ends for p in found]), found[-1].drift)
+        for layer, found in parts.items()
+    }
 
 
-def _layers(task: PathTask, texts: Texts, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores [ask, layer, neuron], the objective at 0 and the drift at 1 [ask, layer] of some layers."""
-    nodes, asks = task.quadrature.nodes, len(texts.asks)
-    chosen = texts.scaled()
+def _layers(task: PathTask, texts: Texts, bounds: Mapping[int, Bounds]) -> dict[int, PanelSums]:
+    """The sums of some panels of some layers, all in one run."""
+    chosen, layers = texts.scaled(), list(bounds)
     values = [texts.value(layer) for layer in layers]
-    leaves = [_scaled(value, nodes, chosen).requires_grad_(True) for value in values]
+    nodes = [task.nodes(bounds[layer]) for layer in layers]
+    leaves = [_scaled(value, at, chosen).requires_grad_(True) for value, at in zip(values, nodes, strict=True)]
     hooks = [_join(site_hook(task.model, layer, task.site), leaf) for layer, leaf in zip(layers, leaves, strict=True)]
+    sizes = list(map(len, nodes))
     with gradients_for_leaves_only(task.model):
-        final = run_rows(texts, dict.fromkeys(layers, len(nodes)), hooks)
-        found, slopes, drift = _ends(texts, final.detach(), len(nodes))
+        final = run_rows(texts, dict(zip(layers, sizes, strict=True)), hooks)
+        found, slopes, drift = _ends(texts, final.detach(), [end - 1 for end in accumulate(sizes)])
         gradients = torch.autograd.grad(final, leaves, slopes)
     weights = task.quadrature.weights.to(final.device)
-    scores = torch.empty(asks, len(layers), values[0].shape[-1], dtype=torch.float32, device=final.device)
-    for i, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
-        summed = torch.einsum("k,kasn->asn", weights, gradient.float())
-        scores[:, i] = (value.float() * summed * chosen[..., None]).sum(1)
-    return scores, found.unflatten(1, (len(layers), -1))[..., 0], drift
+    sums = {}
+    for i, (layer, value, gradient, at) in enumerate(zip(layers, values, gradients, found.split(sizes, 1), strict=True)):
+        panels = len(bounds[layer])
+        summed = torch.einsum("k,pkasn->pasn", weights, gradient.float().unflatten(0, (panels, -1)))
+        scores = (value.float() * summed * chosen[..., None]).sum(2)
+        widths = (bounds[layer][..., 1] - bounds[layer][..., 0]).to(scores)
+        ends = at.unflatten(1, (panels, -1))[..., [0, -1]].transpose(0, 1)
+        sums[layer] = PanelSums(widths[..., None] * scores, ends, drift[:, i])
+    return sums
 
 
 def _scaled(value: torch.Tensor, nodes: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The activations [step, ask, suffix, neuron] with those of the chosen positions scaled by each node."""
-    scaled = nodes.to(value)[:, None, None, None] * value
+    """The activations [row, ask, suffix, neuron] with those of the chosen positions scaled by each node [row, ask]."""
+    scaled = nodes.to(value)[..., None, None] * value
     return scaled if bool(chosen.all()) else torch.where(chosen[..., None], scaled, value)
 
 
@@ -100,16 +91,16 @@ def _join(name: str, leaf: torch.Tensor) -> Hook:
     return name, hook
 
 
-def _ends(texts: Texts, final: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _ends(texts: Texts, final: torch.Tensor, whole: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """From the residual stream [row, ask, suffix, d_model]: the objective [ask, row], its slope at that stream, and the
-    drift [ask, layer] of the rows that are scaled by 1, the last one of every layer."""
+    drift [ask, layer] of the rows `whole`, the last one of every layer."""
     rows = len(final)
     found = torch.empty(len(texts.asks), rows, dtype=torch.float32, device=final.device)
     slopes = torch.zeros_like(final)
-    drift = torch.empty(len(texts.asks), rows // steps, dtype=torch.float32, device=final.device)
+    drift = torch.empty(len(texts.asks), len(whole), dtype=torch.float32, device=final.device)
     for i, (ask, untouched) in enumerate(zip(texts.asks, texts.logits, strict=True)):
         reads = texts.reads(i)
-        together = max(1, LOGITS // (untouched.numel() * steps)) * steps
+        together = max(1, LOGITS // untouched.numel())
         for start in range(0, rows, together):
             part = slice(start, start + together)
             end = final[part, i, reads].requires_grad_(True)
@@ -117,5 +108,7 @@ def _ends(texts: Texts, final: torch.Tensor, steps: int) -> tuple[torch.Tensor, 
             objective = ask.objective(logits)
             (slopes[part, i, reads],) = torch.autograd.grad(objective.sum(), end)
             found[i, part] = objective.detach()
-            drift[i, start // steps : (start + together) // steps] = drift_of(logits[steps - 1 :: steps], untouched)
+            inside = [layer for layer, row in enumerate(whole) if start <= row < start + together]
+            if inside:
+                drift[i, inside] = drift_of(logits[[whole[layer] - start for layer in inside]], untouched)
     return found, slopes, drift

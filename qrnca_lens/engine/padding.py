@@ -1,4 +1,4 @@
-"""Where each row of a batch ends. Hooks see activations alone, so the tokens and the mask of every pass are watched."""
+"""Where each row of a batch begins and ends. Hooks see activations alone, so tokens and mask of every pass are watched."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from jaxtyping import Int
 
+from qrnca_lens.engine.asks import chosen_positions
 from qrnca_lens.models.hooked import HookedModel, as_bridge, is_hooked_transformer
 
 _REMEDY = "pass attention_mask with the call, or scale at all positions"
 
 
 class RowEnds(threading.local):
-    """Where the rows end of the pass that runs in this thread; made by `row_ends`."""
+    """Where the rows begin and end of the pass that runs in this thread; made by `row_ends`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.tokens: torch.Tensor | None = None
         self.mask: Any = None
+        self.cached = False
         self.watched = False
         self.generating = False
 
@@ -48,6 +50,39 @@ class RowEnds(threading.local):
             if self.tokens is not None:
                 return _by_padding(self.tokens, self._tokenizer, rows, length).to(values.device)
         return torch.full((rows,), length - 1, device=values.device)
+
+    def chosen(
+        self, values: torch.Tensor, positions: int | Sequence[tuple[int, int]]
+    ) -> tuple[Int[torch.Tensor, " place"], Int[torch.Tensor, " place"]]:
+        """The rows and places in `values` [row, position, ...] of a position or spans, counted in each row from its first
+        token; negative ones from its last one.
+
+        Rows begin where the attention mask says, without one at the first place. Raises ValueError for positions outside a
+        row, where `of` does, and where a row's first token cannot be known: in `generate`, with a KV cache, in a pass that
+        is not watched, and without a mask where a row may begin with padding.
+        """
+        rows, length = values.shape[:2]
+        if self.generating or self.cached or not self.watched:
+            raise ValueError(
+                "positions cannot be counted in `generate`, with a KV cache or in a part of the model; scale at 'last' or "
+                "'all' positions, or call the model itself with whole texts"
+            )
+        lasts, firsts = self.of(values).tolist(), self._firsts(rows, length)
+        found = [
+            (row, first + place)
+            for row, (first, last) in enumerate(zip(firsts, lasts, strict=True))
+            for place in chosen_positions(positions, last - first + 1)
+        ]
+        row, place = torch.tensor(found, device=values.device).T
+        return row, place
+
+    def _firsts(self, rows: int, length: int) -> list[int]:
+        """Where each row begins."""
+        if self.mask is not None:
+            return (self.mask[:, -length:] != 0).int().argmax(1).tolist()
+        if self.tokens is not None:
+            _check_no_padding_before(self.tokens, self._tokenizer)
+        return [0] * rows
 
 
 @contextmanager
@@ -90,12 +125,13 @@ def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | N
         given = signature.bind(*args, **kwargs).arguments
         ends.tokens = given.get("input_ids") if hooked is None else _tokens_of(hooked, given)
         ends.mask = given.get("attention_mask")
+        ends.cached = any(given.get(name) is not None for name in ("past_kv_cache", "past_key_values"))
         ends.watched = True
         try:
             return forward(*args, **kwargs)
         finally:
             ends.tokens = ends.mask = None
-            ends.watched = False
+            ends.watched = ends.cached = False
 
     return watched
 
@@ -157,6 +193,22 @@ def _by_padding(tokens: torch.Tensor, tokenizer: Any, rows: int, length: int) ->
             f"cannot be known; {_REMEDY}"
         )
     return torch.full_like(after, length - 1)
+
+
+def _check_no_padding_before(tokens: torch.Tensor, tokenizer: Any) -> None:
+    """ValueError where a row may begin with padding: with a padding token of its own, or with more BOS or EOS tokens than
+    the one that begins every row."""
+    pad, others = tokenizer.pad_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    before = _trailing(tokens.flip(1), (pad, *others))
+    begun = before > min(1, int(before.min()))
+    if pad is not None and pad not in others:
+        begun |= tokens[:, 0] == pad
+    if begun.any():
+        row = int(begun.int().argmax())
+        raise ValueError(
+            f"row {row} begins with {tokenizer.decode(tokens[row, :1])!r}, which may be padding, so its positions cannot be "
+            f"counted; {_REMEDY}"
+        )
 
 
 def _trailing(tokens: torch.Tensor, ids: Sequence[int | None]) -> torch.Tensor:

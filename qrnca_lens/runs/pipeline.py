@@ -20,7 +20,7 @@ from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
 from qrnca_lens.attribution.letters import decisions, option_tokens
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
-from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.qr_neurons import ROUGH_SHARE, Failure, failed_table
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.core.store import run_place
 from qrnca_lens.core.terminal import progress_bar
@@ -51,6 +51,10 @@ class FailedQueriesWarning(UserWarning):
     """Queries that could not be located and are not in the result; `QRNeurons.failed` says which and why."""
 
 
+class GapWarning(UserWarning):
+    """Queries whose scores do not add up to the change of P(right letter), by more than 5 % of it: see `QRNeurons.rough`."""
+
+
 def locate(
     model: HookedModel,
     queries: QuerySet,
@@ -67,6 +71,8 @@ def locate(
     the call, a BusyModelError and an error of the device itself. These, and errors of other types, end the call as they are,
     with the query in a note (from Python 3.11 on). The config of the result names the
     site that was scaled, also where `config` leaves it to the model.
+
+    A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), and how to remedy it.
 
     With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
     model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
@@ -114,6 +120,8 @@ def locate(
             run.finish(located)
     if failed:
         warnings.warn(f"{_told(queries, failed)}. They are not in the result", FailedQueriesWarning, stacklevel=2)
+    if len(located.rough):
+        warnings.warn(_rough(located), GapWarning, stacklevel=2)
     return located
 
 
@@ -262,6 +270,20 @@ def _told(queries: QuerySet, failed: Sequence[Failure]) -> str:
     first = failed[0]
     where = f"{first.query!r}, at prompt {first.prompt}"
     return f"{len(failed)} of {len(queries)} queries failed; the first, {where}: {first.reason}"
+
+
+def _rough(located: QRNeurons) -> str:
+    worst, auto = located.rough.iloc[0], located.config.rule == "auto"
+    remedy = (
+        "even 256 nodes a layer are too few; a bfloat16 model can be loaded in float32"
+        if auto
+        else 'use QRNCAConfig(rule="auto"), or more steps'
+    )
+    return (
+        f"in {len(located.rough)} of {len(located.queries)} queries the completeness gap is above {ROUGH_SHARE:.0%} of "
+        f"P(right letter); the worst, {worst['query']!r}: a gap of {worst['gap']:.2g} at P = {worst['probability']:.2g}. "
+        f"Their clusters may differ from exact ones: {remedy}"
+    )
 
 
 def _versions() -> dict[str, str]:
