@@ -18,8 +18,9 @@ from qrnca_lens.core.rules import Quadrature
 from qrnca_lens.core.shapes import LayerValues, Scores
 from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
 from qrnca_lens.engine.asks import Ask
+from qrnca_lens.engine.bridge import BridgeTexts
 from qrnca_lens.engine.hooks import Hook
-from qrnca_lens.engine.rows import run_rows
+from qrnca_lens.engine.rows import groups, run_rows, texts_of
 from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import HookedModel, site_hook
 
@@ -56,8 +57,12 @@ def integrate_by_rows(task: PathTask, asks: Sequence[Ask], *, layers_at_once: in
 
     With `layers_at_once` the layers run in groups, which takes less memory and does the same.
     """
-    texts = Texts(task.model, asks, task.site)
-    layers = list(texts.blocks.layers)
+    return [path for part in groups(task.model, asks) for path in _together(task, part, layers_at_once)]
+
+
+def _together(task: PathTask, asks: Sequence[Ask], layers_at_once: int | None) -> list[PathIntegral]:
+    texts = texts_of(task.model, asks, task.site)
+    layers = list(texts.layers)
     size = layers_at_once or len(layers)
     parts = [_layers(task, texts, layers[start : start + size]) for start in range(0, len(layers), size)]
     scores, at_zero, drift = (torch.cat(part, dim=1).cpu() for part in zip(*parts, strict=True))
@@ -66,7 +71,9 @@ def integrate_by_rows(task: PathTask, asks: Sequence[Ask], *, layers_at_once: in
     return [PathIntegral(*found) for found in zip(scores, at_zero, drift, untouched, strict=True)]
 
 
-def _layers(task: PathTask, texts: Texts, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _layers(
+    task: PathTask, texts: Texts | BridgeTexts, layers: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores [ask, layer, neuron], the objective at 0 and the drift at 1 [ask, layer] of some layers."""
     nodes, asks = task.quadrature.nodes, len(texts.asks)
     chosen = texts.scaled()
@@ -101,9 +108,9 @@ def _join(name: str, leaf: torch.Tensor) -> Hook:
     return name, hook
 
 
-def _ends(texts: Texts, final: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From the residual stream [row, ask, suffix, d_model]: the objective [ask, row], its slope at that stream, and the
-    drift [ask, layer] of the rows that are scaled by 1, the last one of every layer."""
+def _ends(texts: Texts | BridgeTexts, final: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From what `run_rows` gives, [row, ask, suffix, end]: the objective [ask, row], its slope there, and the drift
+    [ask, layer] of the rows that are scaled by 1, the last one of every layer."""
     rows = len(final)
     found = torch.empty(len(texts.asks), rows, dtype=torch.float32, device=final.device)
     slopes = torch.zeros_like(final)
@@ -114,7 +121,7 @@ def _ends(texts: Texts, final: torch.Tensor, steps: int) -> tuple[torch.Tensor, 
         for start in range(0, rows, together):
             part = slice(start, start + together)
             end = final[part, i, reads].requires_grad_(True)
-            logits = texts.blocks.finish(end)
+            logits = texts.finish(end)
             objective = ask.objective(logits)
             (slopes[part, i, reads],) = torch.autograd.grad(objective.sum(), end)
             found[i, part] = objective.detach()
