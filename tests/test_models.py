@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from tiny import CONFIGS, ENGINE_FAMILIES, save_tiny
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +23,7 @@ from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods import score
 from qrnca_lens.models import ModelError, load_model, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.hooked import HookedTransformer
 
 FAMILIES = [name for name in CONFIGS if name not in ("bert", "cohere")]  # TransformerLens's Cohere gives other logits
 TEXT = "Question: which letter is right?\nA. one B. two Answer:"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 from qrnca_lens.attribution import attribute
@@ -20,6 +19,7 @@ from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.engine.hooks import Hook
 from qrnca_lens.methods import score
 from qrnca_lens.models import HookedModel, ModelError, load_model, to_tokens
+from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
 from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens

@@ -12,7 +12,6 @@ import pytest
 import torch
 from tiny import sentencepiece_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -20,6 +19,7 @@ import qrnca_lens as ql
 from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
 from qrnca_lens.data import Prompt
 from qrnca_lens.models import ModelError, OptionTokens, load_model, reader_of, target_id, to_tokens
+from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
 
 SYMBOLS = list("éüñßøåçàêîôæ£©®°±µ¶·»¿×÷ØÞðþÿ¡")
 
