@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import GATED, save_tiny, tiny_tokenizer
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 import qrnca_lens as ql
@@ -21,7 +21,8 @@ from qrnca_lens.attribution import SlowPathWarning
 from qrnca_lens.data import Prompt
 from qrnca_lens.engine.agreement import drift_of
 from qrnca_lens.engine.edits import read_edited
-from qrnca_lens.models import ModelError, check_hooked, load_model
+from qrnca_lens.models import ModelError, check_hooked, checks, load_model
+from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
 
 TEXT = "Which letter is right?\nAnswer:"
 Folder = Callable[..., Path]
@@ -190,6 +191,21 @@ def test_a_bridge_whose_hook_point_holds_something_else_is_refused(family: str, 
             )
             with pytest.raises(ModelError, match=named):
                 check_hooked(bridge)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_neurons_that_do_not_write_what_their_w_out_says_are_refused(
+    family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(folder_of(family), device="cpu")
+    monkeypatch.setattr(checks, "_SEEN", WeakSet())
+    check_hooked(model)
+    monkeypatch.setattr(checks, "_SEEN", WeakSet())
+    mlp = model.blocks[2].mlp
+    writer = mlp.out if family == "opt" else mlp  # the bridge of OPT has no MLP that is run as a whole
+    writer.register_forward_hook(lambda _module, _args, output: 2 * output)
+    with pytest.raises(ModelError, match=rf"{family} has no dense MLP .*blocks\.2\.mlp\.hook_post .* its W_out multiplies"):
+        check_hooked(model)
 
 
 # what is not a model to load
