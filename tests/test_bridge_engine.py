@@ -21,11 +21,13 @@ from qrnca_lens.engine.asks import Ask, asked, probability_of
 from qrnca_lens.engine.edits import Edit, read_edited
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.models import sites_of, to_tokens
+from qrnca_lens.models import load_model, sites_of, to_tokens
+from qrnca_lens.models.hooked import HookedTransformer
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
 TEXTS = [TEXT, "A", TEXT.replace("three", "three and a half")]
 LOADED = ["opt", "phi", "llama-bias", "gemma2", "olmo2", "gemma3", "granite", "exaone4", "glm4"]
+LOADED += ["mpt"] if HookedTransformer is None else []  # the bridge of TransformerLens 3 ignores the cache
 BOOTED = ["llama", "mistral-window", "qwen2-window", "gpt2", "gpt-neox"]
 EDITS: list[list[Edit]] = [
     [(NeuronSet.of((0, 3), (2, 1)), 0.0), (NeuronSet.of((1, 7)), 2.5), (NeuronSet(), 0.0), (NeuronSet.of((2, 40)), -1.0)],
@@ -127,6 +129,17 @@ def test_a_hook_inside_the_attention_leads_to_the_plain_path_and_is_told_once(
     with pytest.warns(SlowPathWarning, match="more than the last position"):
         attribute(model, TEXT, 40, steps=2, positions="all")
     attribute(model, TEXT, 40, steps=2, positions="all")
+
+
+@pytest.mark.transformer_lens_3
+def test_a_model_that_ignores_the_cache_takes_the_plain_path_and_is_told_once(folder_of: Callable[[str], Path]) -> None:
+    model = load_model(folder_of("mpt"), device="cpu")
+    with pytest.warns(
+        SlowPathWarning, match="does not keep keys and values in the cache of transformers; this is told once"
+    ):
+        found = attribute(model, TEXT, 40, steps=4)
+    assert relative(found.scores, integrate_plainly(task_of(model), asks_of(model)[0]).scores) < 1e-6
+    attribute(model, TEXT, 40, steps=4)
 
 
 def test_a_hook_that_reads_other_positions_leads_to_the_plain_path(bridge_of: Callable[[str], Any]) -> None:
