@@ -88,13 +88,14 @@ class _Around:
         self._length = -(-self._rows // -(-self._rows // _LENGTH))
 
         def folded(value: Any) -> Any:
-            of_rows = isinstance(value, torch.Tensor) and value.dim() == 3 and value.shape[:2] == hidden.shape[:2]
+            of_rows = isinstance(value, torch.Tensor) and value.shape == hidden.shape
             return self._fold(value) if of_rows else value
 
-        prefix, kwargs = self._cache.length, {key: folded(value) for key, value in kwargs.items()}
-        kwargs["attention_mask"] = _mask(kwargs.get("attention_mask"), prefix, self._length, hidden)
-        if "position_bias" in kwargs:  # MPT
-            kwargs["position_bias"] = _bias(kwargs["position_bias"], prefix, self._length)
+        prefix, given = self._cache.length, kwargs
+        kwargs = {key: folded(value) for key, value in given.items()}
+        kwargs["attention_mask"] = _mask(given.get("attention_mask"), prefix, self._length, hidden)
+        if "position_bias" in given:  # MPT
+            kwargs["position_bias"] = _bias(given["position_bias"], prefix, self._length)
         return tuple(folded(value) for value in args), kwargs
 
     def after(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
