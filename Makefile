@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+TL4_TESTS := $(patsubst %,tests/test_%.py,models loading tokens reader targets engine bridge_engine edits rows threads \
+	attribution editing collateral readout explore circuit)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test test-browser check format notebooks bench card docs clean
+.PHONY: setup demo test test-tl4 test-browser check format notebooks bench card docs clean
 
 setup: .venv/ready
 
@@ -21,6 +23,18 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+# what touches models, with the newest TransformerLens 4 in an environment of its own, where every model is a bridge
+test-tl4: .venv-tl4/ready
+	PYTHONPATH=. .venv-tl4/bin/pytest -q -n 2 --dist loadfile $(TL4_TESTS)
+
+.venv-tl4/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tl4
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	sed -n '/^dependencies = /,/^]/s/^ *"\([^"]*\)".*/\1/p' pyproject.toml | grep -v '^transformer_lens' > .venv-tl4/others.txt
+	.venv-tl4/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" 'transformer_lens>=4,<5' \
+		--requirement .venv-tl4/others.txt pytest pytest-xdist hypothesis beartype psutil
+	touch $@
 
 # the pages, and the views in JupyterLab, in a headless browser; Debian's package is installed where there is none
 test-browser: .venv/ready
@@ -53,4 +67,4 @@ docs: card
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:
-	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf .venv .venv-tl4 runs dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

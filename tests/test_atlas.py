@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM
 
 from qrnca_lens.atlas.batches import Batches, mixed_templates
@@ -22,6 +21,7 @@ from qrnca_lens.attribution import attribute
 from qrnca_lens.attribution.letters import answers, option_tokens
 from qrnca_lens.data import TEMPLATES, load_queries, load_questions
 from qrnca_lens.models import ModelError, to_tokens
+from qrnca_lens.models.hooked import HookedTransformer
 from qrnca_lens.models.loading import ATLAS_FOLDER
 from qrnca_lens.study.card import FRESH_SEED, at_last, at_others, measure_card, zeroed
 

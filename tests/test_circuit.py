@@ -58,6 +58,7 @@ def test_contributions_add_up_to_what_the_model_computes(
         )
 
 
+@pytest.mark.transformer_lens_3
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 def test_a_head_contributes_what_its_removal_takes_away(
     family: str, model_of: Callable[[str], Any], located_of: Callable[[str], QRNeurons], short_queries: QuerySet

@@ -122,6 +122,7 @@ def test_nesting_and_exceptions(model_of: Callable[[str], Any]) -> None:
     assert torch.equal(model(ids), before)
 
 
+@pytest.mark.transformer_lens_3
 def test_generation_with_a_cache_scales_every_new_token(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     ids = to_tokens(model, TEXT)[None]

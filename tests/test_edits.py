@@ -37,8 +37,7 @@ def by_intervention(model: Any, text: str, edits: list[Edit], **where: Any) -> t
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("family", [*ENGINE_FAMILIES, "opt"])
-@pytest.mark.filterwarnings("ignore::qrnca_lens.attribution.SlowPathWarning")
+@pytest.mark.parametrize("family", ENGINE_FAMILIES)
 def test_rows_equal_interventions_on_whole_prompts(family: str, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)
     found = read_edited(model, TEXTS, EDITS, [whole] * 3)

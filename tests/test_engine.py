@@ -21,6 +21,8 @@ from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import ModelError, sites_of, to_tokens
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
+ROWS_OF_MANY = pytest.mark.transformer_lens_3  # in bridges rows are single tokens, run by other code
+POSITIONS = ["last", *(pytest.param(where, marks=ROWS_OF_MANY) for where in ("all", 0, [(0, 1), (-1, 1)]))]
 TEXTS = [TEXT, "A", TEXT.replace("three", "three and a half"), "Answer: what?", TEXT]
 
 
@@ -45,7 +47,7 @@ def check_equal(found: Sequence[PathIntegral], wanted: Sequence[PathIntegral], l
 
 
 @pytest.mark.parametrize("family", ENGINE_FAMILIES)
-@pytest.mark.parametrize("positions", ["last", "all", 0, [(0, 1), (-1, 1)]], ids=str)
+@pytest.mark.parametrize("positions", POSITIONS, ids=str)
 def test_a_batch_equals_the_plain_path(family: str, positions: Any, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)
     texts = TEXTS if not isinstance(positions, list) else [text for text in TEXTS if len(to_tokens(model, text)) > 2]
@@ -55,6 +57,7 @@ def test_a_batch_equals_the_plain_path(family: str, positions: Any, model_of: Ca
         check_equal(integrate_by_rows(task, asks), [integrate_plainly(task, ask) for ask in asks], 2e-5)
 
 
+@pytest.mark.transformer_lens_3
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_batch_equals_one_at_a_time(data: st.DataObject, model_of: Callable[[str], Any]) -> None:
@@ -71,6 +74,7 @@ def test_a_batch_equals_one_at_a_time(data: st.DataObject, model_of: Callable[[s
     check_equal(together, [integrate_by_rows(task, [ask])[0] for ask in asks], 1e-5)
 
 
+@pytest.mark.transformer_lens_3
 def test_prompts_within_a_prompt_share_its_text(model_of: Callable[[str], Any]) -> None:
     model, ids = model_of("llama"), to_tokens(model_of("llama"), TEXT)
     asks = [asked(ids[:size], probability_of(40)) for size in (9, len(ids), 4, 9)]
@@ -148,6 +152,7 @@ def test_hooks_that_rows_cannot_carry_lead_to_the_plain_path(
     assert (relative(found[0].scores, untouched) > 1e-4) == name.startswith("blocks")
 
 
+@pytest.mark.transformer_lens_3
 def test_a_hook_on_one_row_of_a_batch_is_refused(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     with (
@@ -202,7 +207,7 @@ def test_positions_of_a_prompt(unchecked: None) -> None:
             chosen_positions(bad, 5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("at", ["hook", "objective", "backward"])
+@pytest.mark.parametrize("at", [pytest.param("hook", marks=ROWS_OF_MANY), "objective", "backward"])
 def test_nothing_is_left_behind_after_an_exception(at: str, model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     first = next(iter(model.parameters()))

@@ -53,7 +53,9 @@ def test_the_dose_response_is_what_scaling_does(run: tuple[Any, QRNeurons]) -> N
 @pytest.mark.usefixtures("unchecked")
 def test_views_refuse_what_is_no_run_or_no_neuron(run: tuple[Any, QRNeurons]) -> None:
     model, located = run
-    with pytest.raises(TypeError, match=r"expected a QRNeurons .* found HookedTransformer; the order is show\(located"):
+    with pytest.raises(
+        TypeError, match=r"expected a QRNeurons .* found (Hooked)?Transformer(Bridge)?; the order is show\(located"
+    ):
         show(model, located, "q1")  # type: ignore[arg-type]
     by_hand = QRNeurons(located.clusters, located.queries, located.config, located.model)
     with pytest.raises(RunError, match=r"holds no prompts"):

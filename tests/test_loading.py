@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import GATED, save_tiny, tiny_tokenizer
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 import qrnca_lens as ql
@@ -21,7 +21,8 @@ from qrnca_lens.attribution import SlowPathWarning
 from qrnca_lens.data import Prompt
 from qrnca_lens.engine.agreement import drift_of
 from qrnca_lens.engine.edits import read_edited
-from qrnca_lens.models import ModelError, check_hooked, load_model
+from qrnca_lens.models import ModelError, check_hooked, checks, load_model
+from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedTransformer, HookedTransformerConfig
 
 TEXT = "Which letter is right?\nAnswer:"
 Folder = Callable[..., Path]
@@ -101,6 +102,7 @@ def test_a_configuration_without_architectures_is_read_by_its_type(copy_of: Fold
 # what gives other logits
 
 
+@pytest.mark.transformer_lens_3
 def test_a_bridge_that_disagrees_with_transformers_is_refused_with_the_number(tmp_path: Path) -> None:
     families = {
         "cohere": transformers.CohereConfig(**GATED, num_key_value_heads=2),
@@ -128,6 +130,7 @@ def test_generate_with_and_without_the_cache_is_the_same(family: str, model_of: 
         assert torch.equal(made, wanted)
 
 
+@pytest.mark.transformer_lens_3
 @pytest.mark.parametrize("family", ["qwen2", "gemma", "gpt2", "llama"])
 def test_folding_and_centring_keep_the_probabilities(family: str, folder_of: Callable[[str], Path]) -> None:
     model = load_model(folder_of(family), device="cpu")
@@ -165,6 +168,7 @@ def test_a_state_space_model_is_refused_by_name(tmp_path: Path) -> None:
         load_model(save_tiny("mamba", tmp_path / "mamba", config), device="cpu")
 
 
+@pytest.mark.transformer_lens_3
 def test_hooked_transformers_without_dense_mlps_are_refused(model_of: Callable[[str], Any]) -> None:
     shape = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_vocab": 320, "n_ctx": 64, "act_fn": "silu"}
     for fields, why in (
@@ -190,6 +194,21 @@ def test_a_bridge_whose_hook_point_holds_something_else_is_refused(family: str, 
             )
             with pytest.raises(ModelError, match=named):
                 check_hooked(bridge)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_neurons_that_do_not_write_what_their_w_out_says_are_refused(
+    family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(folder_of(family), device="cpu")
+    monkeypatch.setattr(checks, "_SEEN", WeakSet())
+    check_hooked(model)
+    monkeypatch.setattr(checks, "_SEEN", WeakSet())
+    mlp = model.blocks[2].mlp
+    writer = mlp.out if family == "opt" else mlp  # the bridge of OPT has no MLP that is run as a whole
+    writer.register_forward_hook(lambda _module, _args, output: 2 * output)
+    with pytest.raises(ModelError, match=rf"{family} has no dense MLP .*blocks\.2\.mlp\.hook_post .* its W_out multiplies"):
+        check_hooked(model)
 
 
 # what is not a model to load
@@ -232,6 +251,7 @@ def test_a_model_of_text_and_images_is_refused_and_nothing_is_installed(tmp_path
         load_model(tmp_path)
 
 
+@pytest.mark.transformer_lens_3
 def test_architectures_that_transformer_lens_cannot_take(tmp_path: Path) -> None:
     families = {
         "falcon": transformers.FalconConfig(
@@ -326,7 +346,7 @@ def test_code_that_comes_with_a_model_is_never_run(copy_of: Folder, monkeypatch:
         with pytest.raises(ModelError) as error:
             load_model(folder, device="cpu")
         assert "trust_remote_code" not in str(error.value)
-    assert isinstance(load_model(both, device="cpu"), HookedTransformer)  # transformers has this architecture itself
+    assert isinstance(load_model(both, device="cpu"), HOOKED_CLASSES)  # transformers has this architecture itself
     assert not sign.exists()
 
 
@@ -389,6 +409,7 @@ def test_weights_that_hold_no_numbers_are_named(copy_of: Folder) -> None:
     assert ql.attribute(zeros, TEXT, " A", steps=2).probability == pytest.approx(1 / 320)
 
 
+@pytest.mark.transformer_lens_3
 def test_a_model_that_reads_later_tokens_is_refused(tmp_path: Path, model_of: Callable[[str], Any]) -> None:
     config = transformers.BertConfig(**GATED, type_vocab_size=2, architectures=["BertLMHeadModel"])
     torch.manual_seed(0)
@@ -433,6 +454,7 @@ def test_inference_mode_changes_nothing(
     assert torch.equal(ql.attribute(made, TEXT, " A", steps=3).scores, wanted.scores)
 
 
+@pytest.mark.transformer_lens_3
 def test_weights_made_under_inference_mode_are_refused(model_of: Callable[[str], Any]) -> None:
     with torch.inference_mode():
         shape = {"n_layers": 1, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 24, "d_vocab": 320, "n_ctx": 64}

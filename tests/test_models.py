@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from tiny import CONFIGS, ENGINE_FAMILIES, save_tiny
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +23,7 @@ from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods import score
 from qrnca_lens.models import ModelError, load_model, site_hook, sites_of, to_tokens
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.hooked import HookedTransformer, dtype_of, is_hooked_transformer
 
 FAMILIES = [name for name in CONFIGS if name not in ("bert", "cohere")]  # TransformerLens's Cohere gives other logits
 TEXT = "Question: which letter is right?\nA. one B. two Answer:"
@@ -39,7 +39,7 @@ def test_logits_and_tokens_equal_transformers(
     family: str, model_of: Callable[[str], Any], hf_of: Callable[[str], Any], folder_of: Callable[[str], Path]
 ) -> None:
     model, hf = model_of(family), hf_of(family)
-    assert isinstance(model, HookedTransformer if family in ENGINE_FAMILIES else TransformerBridge)
+    assert is_hooked_transformer(model) == (HookedTransformer is not None and family in ENGINE_FAMILIES)
     ids = AutoTokenizer.from_pretrained(folder_of(family))(TEXT, return_tensors="pt").input_ids
     assert torch.equal(to_tokens(model, TEXT), ids[0])
     assert torch.equal(model.to_tokens(TEXT), ids)
@@ -60,6 +60,7 @@ def test_a_bridge_gives_the_same_logits(
     assert sites_of(bridge) == sites_of(model_of(family))
 
 
+@pytest.mark.transformer_lens_3
 def test_windows_are_those_of_each_layer(model_of: Callable[[str], Any]) -> None:
     assert model_of("qwen2-window").cfg.attn_types == ["global", "local", "local"]
     assert model_of("mistral-window").cfg.attn_types == ["local"] * 3
@@ -106,6 +107,7 @@ def test_sites_are_the_right_tensors_by_value(
     assert all(not torch.allclose(a, b, atol=1e-2) for i, a in enumerate(values) for b in values[:i])
 
 
+@pytest.mark.transformer_lens_3
 def test_the_architecture_is_read_from_the_config_not_the_path(tmp_path: Path) -> None:
     folder = save_tiny("mistral", tmp_path / "llama-gemma-gpt2-bert")
     assert load_model(folder, device="cpu").cfg.original_architecture == "MistralForCausalLM"
@@ -159,21 +161,25 @@ def test_prompts_must_fit(model_of: Callable[[str], Any]) -> None:
 
 def test_bfloat16(folder_of: Callable[[str], Path]) -> None:
     model = load_model(folder_of("llama"), device="cpu", dtype=torch.bfloat16)
-    assert isinstance(model, HookedTransformer)
-    assert next(model.parameters()).dtype == torch.bfloat16
+    assert dtype_of(model) == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     ("family", "weight", "place"),
     [
-        ("llama", "blocks.1.mlp.W_in", "layer 1: the weight 'blocks.1.mlp.W_in'"),
         *(
-            ("gpt2", f"blocks.1.attn.{name}", f"layer 1: the weight 'blocks.1.attn.{name}'")
-            for name in ("W_Q", "b_Q", "W_K", "b_K")
+            pytest.param(family, weight, place, marks=pytest.mark.transformer_lens_3)
+            for family, weight, place in [
+                ("llama", "blocks.1.mlp.W_in", "layer 1: the weight 'blocks.1.mlp.W_in'"),
+                *(
+                    ("gpt2", f"blocks.1.attn.{name}", f"layer 1: the weight 'blocks.1.attn.{name}'")
+                    for name in ("W_Q", "b_Q", "W_K", "b_K")
+                ),
+                ("qwen2", "blocks.2.attn._W_K", "layer 2: the weight 'blocks.2.attn._W_K'"),
+                ("gpt2", "embed.W_E", "the embedding: the weight 'embed.W_E'"),
+                ("llama", "unembed.W_U", "the final norm or the unembedding: the weight 'unembed.W_U'"),
+            ]
         ),
-        ("qwen2", "blocks.2.attn._W_K", "layer 2: the weight 'blocks.2.attn._W_K'"),
-        ("gpt2", "embed.W_E", "the embedding: the weight 'embed.W_E'"),
-        ("llama", "unembed.W_U", "the final norm or the unembedding: the weight 'unembed.W_U'"),
         ("olmo2", "blocks.2.mlp.out.weight", "layer 2: the weight 'blocks.2.mlp.down_proj.weight'"),
     ],
 )

@@ -136,6 +136,7 @@ def test_only_a_tokenizer_that_merges_is_asked_after_the_last_line(
     assert ("a\n: A" in seen) is whole
 
 
+@pytest.mark.transformer_lens_3
 def test_a_text_is_read_anew_when_it_would_be_read_otherwise(own: Callable[[str], Any]) -> None:
     model = own("llama")
     bos, first = model.tokenizer.bos_token_id, to_tokens(model, TEXT)
@@ -198,6 +199,7 @@ def test_offsets_are_where_the_pieces_stand(family: str, own: Callable[[str], An
     assert reader.offsets(TEXT) is None
 
 
+@pytest.mark.transformer_lens_3
 def test_the_record_tells_what_decides_the_ids(own: Callable[[str], Any]) -> None:
     model = own("llama")
     reader = reader_of(model)

@@ -18,7 +18,7 @@ from qrnca_lens.editing import enhance, suppress
 from qrnca_lens.engine.activity import token_activations
 from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.engine.padding import row_ends
-from qrnca_lens.models import to_tokens
+from qrnca_lens.models import is_hooked_transformer, to_tokens
 
 CHOSEN = NeuronSet.of(*[(layer, i) for layer in range(3) for i in range(0, 48, 3)])
 TEXTS = ["Question: which letter is right? A. one B. two Answer:", "Answer:", "Which letter is right? Answer:"]
@@ -146,7 +146,7 @@ def test_padding_with_bos_or_eos_beside_a_padding_token_is_refused_unless_a_mask
 @pytest.mark.parametrize("family", ["llama", "olmo2"])
 def test_several_rows_of_a_pass_that_is_not_watched_are_refused(family: str, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)
-    inner = model if family == "llama" else model.original_model
+    inner = model if is_hooked_transformer(model) else model.original_model
     before = inner.forward
     ids, mask = rows_of(model, "right")
     one = to_tokens(model, TEXTS[0])[None]

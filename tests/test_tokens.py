@@ -12,7 +12,6 @@ import pytest
 import torch
 from tiny import sentencepiece_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -20,6 +19,7 @@ import qrnca_lens as ql
 from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
 from qrnca_lens.data import Prompt
 from qrnca_lens.models import ModelError, OptionTokens, load_model, reader_of, target_id, to_tokens
+from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
 
 SYMBOLS = list("éüñßøåçàêîôæ£©®°±µ¶·»¿×÷ØÞðþÿ¡")
 
@@ -156,6 +156,7 @@ def own_model(folder: Path, *, bos: bool, **fields: Any) -> HookedTransformer:
     )
 
 
+@pytest.mark.transformer_lens_3
 @pytest.mark.parametrize("prepends", [True, False])
 @pytest.mark.parametrize("bos", [True, False])
 def test_a_bos_is_there_exactly_where_the_model_has_one(bos: bool, prepends: bool, tmp_path: Path) -> None:
@@ -177,6 +178,7 @@ def test_a_default_bridge_is_read_as_it_reads_itself(family: str, folder_of: Cal
     assert (to_tokens(bridge, text)[0].item() == bridge.tokenizer.bos_token_id) is (family == "llama")
 
 
+@pytest.mark.transformer_lens_3
 def test_a_second_bos_is_dropped_with_a_word(model_of: Callable[[str], Any]) -> None:
     model, bos = model_of("llama"), model_of("llama").tokenizer.bos_token_id
     with pytest.warns(UserWarning, match="begins with '<s>', which the model adds by itself"):
@@ -187,6 +189,7 @@ def test_a_second_bos_is_dropped_with_a_word(model_of: Callable[[str], Any]) -> 
         assert to_tokens(model_of("qwen2"), "<s>Answer:")[:2].tolist() != [bos, bos]  # this model adds none: the text's own
 
 
+@pytest.mark.transformer_lens_3
 def test_an_eos_that_the_tokenizer_appends_is_not_the_last_token(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(bos=True)
     inner = tokenizer.backend_tokenizer
@@ -199,6 +202,7 @@ def test_an_eos_that_the_tokenizer_appends_is_not_the_last_token(tmp_path: Path)
     assert to_tokens(model, "Answer:</s>")[-1].item() == 1  # the text's own stays
 
 
+@pytest.mark.transformer_lens_3
 def test_a_first_token_that_looks_like_padding_is_read_whatever_the_padding_side(tmp_path: Path) -> None:
     model, text = own_model(tmp_path, bos=False, default_prepend_bos=False), "<pad>Answer:"
     assert to_tokens(model, text)[0].item() == model.tokenizer.pad_token_id
@@ -259,6 +263,7 @@ ENDINGS = [
 ]
 
 
+@pytest.mark.transformer_lens_3
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_form_with_more_probability_is_taken_after_every_ending(ending: str, swayed: Callable[..., Any]) -> None:
     text = f"Which letter?\n{ending}"
@@ -281,6 +286,7 @@ def test_the_text_suggests_a_form_first() -> None:
         option_forms(tokenizer, "Answer:", letters=("A", "quite long"))
 
 
+@pytest.mark.transformer_lens_3
 def test_the_form_does_not_change_under_an_edit_and_does_with_the_weights(swayed: Callable[..., Any]) -> None:
     model, prompt = swayed(" ", 8.0), Prompt("Which letter?\nAnswer:", "B")
     plain = [target_id(model, letter) for letter in "ABCD"]
@@ -300,6 +306,7 @@ def test_the_form_does_not_change_under_an_edit_and_does_with_the_weights(swayed
     assert not option_tokens(model, prompt.text).leading_space
 
 
+@pytest.mark.transformer_lens_3
 def test_the_form_follows_weights_written_through_data_and_another_bos(swayed: Callable[..., Any]) -> None:
     model, text = swayed(" ", 8.0), "Which letter?\nAnswer:"
     assert option_tokens(model, text).leading_space
@@ -311,6 +318,7 @@ def test_the_form_follows_weights_written_through_data_and_another_bos(swayed: C
     assert not option_tokens(model, text).leading_space
 
 
+@pytest.mark.transformer_lens_3
 def test_letters_that_are_hardly_expected_are_told(model_of: Callable[[str], Any], swayed: Callable[..., Any]) -> None:
     text = "A prompt after which nothing is expected"
     with pytest.warns(LetterWarning, match="the four option letters hold less than 5%"):

@@ -10,7 +10,6 @@ import torch
 from qrnca_lens.attribution.result import Attribution
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
-from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.engine.asks import Ask, Objective, Positions, asked, probability_of
@@ -80,15 +79,14 @@ def attribute(
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
     asked_for, wanted = _pairs(prompts, targets)
     ids = [target_id(model, target) for target in wanted]
-    tokens = [to_tokens(model, prompt) for prompt in asked_for]
     objectives = [probability_of(token) for token in ids]
-    paths = integrate(model, tokens, objectives, steps=steps, rule=rule, site=site, positions=positions)
+    paths = integrate(model, asked_for, objectives, steps=steps, rule=rule, site=site, positions=positions)
     site = check_site(model, site)
     found = []
     for prompt, target, token, path in zip(asked_for, wanted, ids, paths, strict=True):
         gap = path.scores.sum(1) - (path.untouched - path.at_zero)
         name = target if isinstance(target, str) else model.tokenizer.decode([token])
-        text = prompt if isinstance(prompt, str) else _text_of(model, prompt)
+        text = _text_of(model, prompt)
         found.append(Attribution(path.scores, path.untouched, gap, text, name, token, site, rule, steps, path.nodes))
     return found[0] if one else found
 
@@ -111,7 +109,7 @@ def integrate(
         asks = [asked(ids, objective, positions) for ids, objective in zip(tokens, objectives, strict=True)]
     fault = weight_fault(model)
     if fault and asks:
-        raise AttributionError(f"no valid scores for the prompt {_text_of(model, asks[0].tokens)[-80:]!r}: {fault}")
+        raise AttributionError(f"no valid scores for the prompt {_text_of(model, prompts[0])[-80:]!r}: {fault}")
     found: list[PathIntegral] = []
     # gradients are needed also where the caller has switched them off for good
     with exclusive(model), torch.inference_mode(False):
@@ -186,5 +184,5 @@ def _valid(task: PathTask, ask: Ask, path: PathIntegral) -> PathIntegral:
     return path
 
 
-def _text_of(model: HookedModel, tokens: Tokens) -> str:
-    return str(model.tokenizer.decode(to_tokens(model, tokens)))
+def _text_of(model: HookedModel, prompt: TextOrTokens) -> str:
+    return prompt if isinstance(prompt, str) else str(model.tokenizer.decode(to_tokens(model, prompt)))

@@ -1,7 +1,6 @@
-"""A model taken apart into its text pass, its blocks and its end, with the hook points by which rows attend.
+"""A HookedTransformer taken apart into its text pass, its blocks and its end, with the hook points by which rows attend.
 
-One class for HookedTransformers; what a block is called with and where its queries, keys and values are seen differs
-between model classes, nothing else in the engine does.
+Bridges do not come apart like this; bridge.py has their rows.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 
 from qrnca_lens.engine.attention import Geometry
-from qrnca_lens.models import HookedModel, is_hooked_transformer
+from qrnca_lens.models import HookedModel
 from qrnca_lens.models.sites import MIXED, RESID_PRE, VALUES, in_block, key_hook, query_hook
 
 
 class CannotCarryError(RuntimeError):
-    """The hook points of a model do not let rows through; the message says why."""
+    """Rows cannot stand for what is asked of a model; the message says why."""
 
 
 class HookedBlocks:
@@ -73,10 +72,3 @@ class _Turn:
         part = queries[..., :size]
         turned = part * cos + attention.rotate_every_two(part) * sin
         return torch.cat([turned, queries[..., size:]], dim=-1) if size < queries.shape[-1] else turned
-
-
-def blocks_of(model: HookedModel) -> HookedBlocks:
-    """The parts of a hooked model. CannotCarryError for one whose hook points do not let rows through."""
-    if not is_hooked_transformer(model):
-        raise CannotCarryError("rows do not run through the blocks of a TransformerBridge")
-    return HookedBlocks(model)

@@ -17,8 +17,7 @@ from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.engine.hooks import Hook, with_hooks
 from qrnca_lens.engine.reading import last_logits
-from qrnca_lens.engine.rows import run_rows
-from qrnca_lens.engine.texts import Texts
+from qrnca_lens.engine.rows import groups, run_rows, texts_of
 from qrnca_lens.models import HookedModel, exclusive, mlp_width, site_hook, to_tokens
 
 Edit: TypeAlias = tuple[NeuronSet, float]
@@ -86,7 +85,7 @@ def _no_objective(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _run(model: HookedModel, jobs: Sequence[_Job]) -> list[torch.Tensor]:
-    found, why = by_rows(model, lambda: _by_rows(model, jobs))
+    found, why = by_rows(model, lambda: [rows for part in groups(model, jobs) for rows in _by_rows(model, part)])
     found = found or [None] * len(jobs)
     warn_slow(model, sum(rows is None for rows in found), len(jobs), why, stacklevel=6)
     return [_whole(model, job) if rows is None else rows for job, rows in zip(jobs, found, strict=True)]
@@ -94,7 +93,7 @@ def _run(model: HookedModel, jobs: Sequence[_Job]) -> list[torch.Tensor]:
 
 def _by_rows(model: HookedModel, jobs: Sequence[_Job]) -> list[torch.Tensor | None]:
     """The readings of every job; None for one whose untouched row does not give the model's own logits."""
-    texts = Texts(model, [job.ask for job in jobs], "post")
+    texts = texts_of(model, [job.ask for job in jobs], "post")
     chosen, tolerance = texts.scaled(), tolerance_of(model)
     read = [[job.read(model, logits[-1:])] for job, logits in zip(jobs, texts.logits, strict=True)]
     good = [True] * len(jobs)
@@ -102,13 +101,13 @@ def _by_rows(model: HookedModel, jobs: Sequence[_Job]) -> list[torch.Tensor | No
     for start in range(0, most, size):
         part = slice(start, min(start + size, most))
         first = min((job.firsts[start] for job in jobs if len(job.firsts) > start), default=10**9)
-        first = min(first, texts.blocks.layers[-1])
+        first = min(first, texts.layers[-1])
         # one untouched row more: it must give the model's own logits
         hooks = _scalings(model, jobs, part, chosen)
         final = run_rows(texts, {first: part.stop - part.start + 1}, hooks)
         for i, job in enumerate(jobs):
             count = len(job.order[part])
-            logits = texts.blocks.finish(final[: count + 1, i, texts.reads(i)])
+            logits = texts.finish(final[: count + 1, i, texts.reads(i)])
             good[i] &= bool(drift_of(logits[0], texts.logits[i]) <= tolerance)
             if good[i] and count:
                 read[i].append(job.read(model, logits[1:, -1]))

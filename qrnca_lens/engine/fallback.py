@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from qrnca_lens.engine.batches import is_out_of_memory
 from qrnca_lens.engine.blocks import CannotCarryError
@@ -13,7 +13,7 @@ from qrnca_lens.engine.hooks import carries_hooks
 from qrnca_lens.models import BusyModelError, HookedModel
 
 Found = TypeVar("Found")
-_TOLD: WeakSet[HookedModel] = WeakSet()
+_TOLD: WeakKeyDictionary[HookedModel, set[str]] = WeakKeyDictionary()
 NOT_ITS_OWN = "rows of single tokens do not give its own logits (its architecture, or a hook on it, does something else)"
 
 
@@ -23,15 +23,17 @@ class SlowPathWarning(UserWarning):
 
 def by_rows(model: HookedModel, run: Callable[[], Found]) -> tuple[Found | None, str]:
     """What `run` gives, and why rows may not stand for the model; None where they cannot: a hook of others fails on them, or
-    the architecture lacks the hook points (the reason is empty from the second time on). All other errors are raised."""
+    they cannot stand for what is asked (a reason that is told once, and empty from then on). All other errors are raised.
+    """
     carried = carries_hooks(model)
     try:
         return run(), NOT_ITS_OWN
     except CannotCarryError as error:
-        if model in _TOLD:
+        told, reason = _TOLD.setdefault(model, set()), str(error)
+        if reason in told:
             return None, ""
-        _TOLD.add(model)
-        return None, f"{error}; this is told once"
+        told.add(reason)
+        return None, f"{reason}; this is told once"
     except Exception as error:
         if not carried or isinstance(error, BusyModelError) or is_out_of_memory(error):
             raise

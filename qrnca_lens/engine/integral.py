@@ -15,10 +15,11 @@ import torch
 
 from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
 from qrnca_lens.engine.asks import Ask
+from qrnca_lens.engine.bridge import BridgeTexts
 from qrnca_lens.engine.budget import LOGITS
 from qrnca_lens.engine.hooks import Hook
 from qrnca_lens.engine.refinement import Bounds, PanelSums, PathIntegral, PathTask, integrate_panels
-from qrnca_lens.engine.rows import run_rows
+from qrnca_lens.engine.rows import groups, run_rows, texts_of
 from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import site_hook
 
@@ -28,14 +29,18 @@ def integrate_by_rows(task: PathTask, asks: Sequence[Ask], *, layers_at_once: in
 
     With `layers_at_once` the layers run in groups, which takes less memory and does the same.
     """
-    return integrate_panels(task, asks, lambda some, bounds: _measure(task, some, bounds, layers_at_once or len(bounds)))
+
+    def measure(some: Sequence[Ask], bounds: Mapping[int, Bounds]) -> tuple[list[float], dict[int, PanelSums]]:
+        return _measure(task, some, bounds, layers_at_once or len(bounds))
+
+    return [path for part in groups(task.model, asks) for path in integrate_panels(task, part, measure)]
 
 
 def _measure(
     task: PathTask, asks: Sequence[Ask], bounds: Mapping[int, Bounds], layers_at_once: int
 ) -> tuple[list[float], dict[int, PanelSums]]:
     """The sums of all panels; no run takes more of a layer than the rule begins with, so that it fits as the first does."""
-    texts, size = Texts(task.model, asks, task.site), task.quadrature.panels
+    texts, size = texts_of(task.model, asks, task.site), task.quadrature.panels
     parts: dict[int, list[PanelSums]] = {layer: [] for layer in sorted(bounds)}
     for start in range(0, max(map(len, bounds.values())), size):
         layers = [layer for layer in parts if len(bounds[layer]) > start]
@@ -51,7 +56,7 @@ def _measure(
     }
 
 
-def _layers(task: PathTask, texts: Texts, bounds: Mapping[int, Bounds]) -> dict[int, PanelSums]:
+def _layers(task: PathTask, texts: Texts | BridgeTexts, bounds: Mapping[int, Bounds]) -> dict[int, PanelSums]:
     """The sums of some panels of some layers, all in one run."""
     chosen, layers = texts.scaled(), list(bounds)
     values = [texts.value(layer) for layer in layers]
@@ -91,8 +96,10 @@ def _join(name: str, leaf: torch.Tensor) -> Hook:
     return name, hook
 
 
-def _ends(texts: Texts, final: torch.Tensor, whole: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From the residual stream [row, ask, suffix, d_model]: the objective [ask, row], its slope at that stream, and the
+def _ends(
+    texts: Texts | BridgeTexts, final: torch.Tensor, whole: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From what `run_rows` gives, [row, ask, suffix, end]: the objective [ask, row], its slope there, and the
     drift [ask, layer] of the rows `whole`, the last one of every layer."""
     rows = len(final)
     found = torch.empty(len(texts.asks), rows, dtype=torch.float32, device=final.device)
@@ -104,7 +111,7 @@ def _ends(texts: Texts, final: torch.Tensor, whole: Sequence[int]) -> tuple[torc
         for start in range(0, rows, together):
             part = slice(start, start + together)
             end = final[part, i, reads].requires_grad_(True)
-            logits = texts.blocks.finish(end)
+            logits = texts.finish(end)
             objective = ask.objective(logits)
             (slopes[part, i, reads],) = torch.autograd.grad(objective.sum(), end)
             found[i, part] = objective.detach()

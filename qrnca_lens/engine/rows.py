@@ -7,26 +7,46 @@ texts, which are never copied to the rows. docs/attribution.md shows the picture
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 
+from qrnca_lens.core.neurons import Site
+from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.attention import mixed_values
+from qrnca_lens.engine.bridge import BridgeTexts
 from qrnca_lens.engine.hooks import Hook, with_hooks
 from qrnca_lens.engine.texts import Texts
+from qrnca_lens.models import HookedModel, is_hooked_transformer
+
+Item = TypeVar("Item")
+
+
+def texts_of(model: HookedModel, asks: Sequence[Ask], site: Site) -> Texts | BridgeTexts:
+    """The cached texts of asks that run together (see `groups`)."""
+    return Texts(model, asks, site) if is_hooked_transformer(model) else BridgeTexts(model, asks, site)
+
+
+def groups(model: HookedModel, items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Which prompts run together: all in a HookedTransformer, each alone in a bridge, whose rows pass through one prompt."""
+    return [items] if is_hooked_transformer(model) else [[item] for item in items]
 
 
 def run_rows(
-    texts: Texts, joining: Mapping[int, int], hooks: Sequence[Hook]
-) -> Float[torch.Tensor, "row ask suffix d_model"]:
-    """The residual stream after the last block of all rows, `joining[layer]` of which join for every ask at each layer.
+    texts: Texts | BridgeTexts, joining: Mapping[int, int], hooks: Sequence[Hook]
+) -> Float[torch.Tensor, "row ask suffix end"]:
+    """What `texts.finish` takes, of all rows, `joining[layer]` of which join for every ask at each layer.
 
-    They stand in rising order of their layers. `hooks` see tensors [row * ask, suffix, ...] of the rows that have joined so
-    far. Gradients flow if they are on.
+    That is the residual stream after the last block, in a bridge the logits. Rows stand in rising order of their layers.
+    `hooks` see tensors [row * ask, suffix, ...] of the rows that have joined so far. Gradients flow if they are on.
     """
+    return texts.run_rows(joining, hooks) if isinstance(texts, BridgeTexts) else _through_blocks(texts, joining, hooks)
+
+
+def _through_blocks(texts: Texts, joining: Mapping[int, int], hooks: Sequence[Hook]) -> torch.Tensor:
     first, blocks = min(joining), texts.blocks
-    layers = [layer for layer in blocks.layers if layer >= first]
+    layers = [layer for layer in texts.layers if layer >= first]
     attending = [hook for layer in layers for hook in _attending(texts, layer)]
     rows = texts.resid(first).new_empty(0, texts.width, texts.resid(first).shape[-1])
     with with_hooks(texts.model, [*attending, *hooks]):

@@ -19,15 +19,15 @@ from qrnca_lens.core.neurons import Site
 from qrnca_lens.engine.activity import right_padded
 from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.attention import Cached, cached
-from qrnca_lens.engine.blocks import blocks_of
+from qrnca_lens.engine.blocks import HookedBlocks
 from qrnca_lens.engine.hooks import Hook, carries_hooks, with_hooks
 from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.models import HookedModel, site_hook
 
 
 class Texts:
-    """The cached texts of some asks; suffixes have the length of the longest one, shorter ones end in copies of their last
-    position, which nothing before it sees.
+    """The cached texts of some asks in a HookedTransformer; suffixes have the length of the longest one, shorter ones end in
+    copies of their last position, which nothing before it sees.
 
     `logits[ask]`: the untouched model's at its `reads` last positions, [read, token].
     """
@@ -35,7 +35,8 @@ class Texts:
     def __init__(self, model: HookedModel, asks: Sequence[Ask], site: Site) -> None:
         self.model, self.asks = model, asks
         self.site: Site = site
-        self.blocks = blocks_of(model)
+        self.blocks = HookedBlocks(model)
+        self.layers = self.blocks.layers
         device = asks[0].tokens.device
         self.starts = torch.tensor([ask.start for ask in asks], device=device)
         lengths = torch.tensor([len(ask.tokens) for ask in asks], device=device)
@@ -80,7 +81,7 @@ class Texts:
             self._kept[hook.name].append(tensor[inside[:, None], at].detach())
 
         keep: list[Hook] = []
-        for layer in self.blocks.layers:
+        for layer in self.layers:
             keep += [(self.blocks.name(layer, what), whole) for what in ("key", "value")]
             keep += [(self.blocks.name(layer, "resid"), suffix), (site_hook(self.model, layer, self.site), suffix)]
         return keep
@@ -129,6 +130,10 @@ class Texts:
         """Where in its suffix the logits of an ask are read."""
         end = len(self.asks[ask].tokens) - self.asks[ask].start
         return slice(end - self.asks[ask].reads, end)
+
+    def finish(self, final: torch.Tensor) -> torch.Tensor:
+        """The logits [row, position, token] of what `rows.run_rows` gives."""
+        return self.blocks.finish(final)
 
 
 def _shared(prompts: Sequence[torch.Tensor], *, whole: bool) -> tuple[list[torch.Tensor], list[int]]:

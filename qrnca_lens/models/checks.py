@@ -7,7 +7,7 @@ from weakref import WeakSet
 import torch
 
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, as_bridge, dtype_of, is_hooked_transformer
+from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, as_bridge, device_of, dtype_of, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook, sites_of
 
 _SEEN: WeakSet[HookedModel] = WeakSet()  # the models whose hook points were looked at; they do not change
@@ -61,10 +61,7 @@ def _check_neurons(model: HookedModel) -> None:
         points = model.hook_dict
         wanted = (site_hook(model, layer, site) for layer in range(cfg.n_layers) for site in sites_of(model))
         lacking = next((name for name in wanted if name not in points), None)
-        if lacking:
-            why = f"it has no hook point {lacking}"
-        elif not is_hooked_transformer(model):
-            why = _neurons_elsewhere(model)
+        why = f"it has no hook point {lacking}" if lacking else _neurons_elsewhere(model)
     if why:
         raise ModelError(
             f"{cfg.model_name} has no dense MLP with neurons in every layer: {why}; such models are not supported"
@@ -73,15 +70,14 @@ def _check_neurons(model: HookedModel) -> None:
 
 @torch.no_grad()
 def _neurons_elsewhere(model: HookedModel) -> str | None:
-    """Why a bridge's "neurons" are none: what their hook point holds is not what W_out multiplies. None where it is.
+    """Why a model's "neurons" are none: what their hook point holds is not what W_out multiplies. None where it is.
 
-    Shapes are compared in every layer. In the first and the last one the neurons are changed, and the MLP's output must
+    Widths are compared in every layer. In the first and the last one the neurons are changed, and the MLP's output must
     change by W_out times that: the output itself may hold more (the residual stream, in Bloom and MPT).
     """
     layers = range(model.cfg.n_layers)
     names = [site_hook(model, layer, "post") for layer in layers]
-    outs = [f"blocks.{layer}.mlp.hook_out" for layer in layers]
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(iter(model.parameters())).device)
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(model))
     _, cache = model.run_with_cache(tokens)
     for layer, name in zip(layers, names, strict=True):
         weights = getattr(model.blocks[layer].mlp, "W_out", None)
@@ -89,18 +85,34 @@ def _neurons_elsewhere(model: HookedModel) -> str | None:
             return f"what its hook point {name} holds is not what a W_out multiplies"
     limit = 1e-2 if dtype_of(model) in (torch.float32, torch.float64) else 0.2
     for layer in {0, model.cfg.n_layers - 1}:
-        weights, before = model.blocks[layer].mlp.W_out, cache[names[layer]]
+        post = cache[names[layer]]
         generator = torch.Generator().manual_seed(layer)
-        change = before.abs().max() * torch.randn(before.shape, generator=generator, dtype=torch.float32).to(before)
-        if outs[layer] not in cache:
-            continue  # OPT and XGLM have no such hook point
-
-        def put(post: torch.Tensor, hook: object, change: torch.Tensor = change) -> torch.Tensor:
-            return post + change
-
-        with model.hooks(fwd_hooks=[(names[layer], put)]):
-            _, after = model.run_with_cache(tokens, names_filter=outs[layer])
-        wrote = (after[outs[layer]] - cache[outs[layer]]).float()
-        if (wrote - change.float() @ weights.float()).abs().max() > limit * wrote.abs().max():
+        change = post.abs().max() * torch.randn(post.shape, generator=generator, dtype=torch.float32).to(post)
+        before, after = (_mlp_output(model, layer, tokens, values) for values in (torch.zeros_like(change), change))
+        wanted = change.float() @ model.blocks[layer].mlp.W_out.float()
+        if before is None or after is None or not _is_close(after.float() - before.float(), wanted, limit):
             return f"what its hook point {names[layer]} holds is not what its W_out multiplies"
     return None
+
+
+def _mlp_output(model: HookedModel, layer: int, tokens: torch.Tensor, change: torch.Tensor) -> torch.Tensor | None:
+    """What the MLP of a layer gives with `change` added to its neurons; None where it is not seen to give anything."""
+    mlp, seen = model.blocks[layer].mlp, []
+    # the bridges of OPT and XGLM have no MLP that is run, only its parts; elsewhere the MLP itself is seen last
+    parts = [part for part in (mlp, getattr(mlp, "out", None)) if isinstance(part, torch.nn.Module)]
+    handles = [part.register_forward_hook(lambda _module, _args, output: seen.append(output)) for part in parts]
+    try:
+        with model.hooks(fwd_hooks=[(site_hook(model, layer, "post"), lambda post, hook: post + change)]):
+            model(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    output = seen[-1] if seen else None
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _is_close(found: torch.Tensor, wanted: torch.Tensor, limit: float) -> bool:
+    """Whether tensors of some rows agree within `limit` of the largest number found."""
+    found = found.reshape(-1, found.shape[-1])
+    wanted = wanted.reshape(-1, wanted.shape[-1])
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= limit * found.abs().max())

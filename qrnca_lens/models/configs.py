@@ -8,15 +8,9 @@ uses a bridge. What the table says is checked at every load: the logits must equ
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
-from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
-from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
-from transformer_lens.pretrained.weight_conversions.mistral import convert_mistral_weights
-from transformer_lens.pretrained.weight_conversions.neox import convert_neox_weights
-from transformer_lens.pretrained.weight_conversions.qwen2 import convert_qwen2_weights
-from transformer_lens.pretrained.weight_conversions.qwen3 import convert_qwen3_weights
 from transformers import PretrainedConfig
 
 Fields = dict[str, Any]
@@ -33,7 +27,10 @@ def hooked_fields(config: PretrainedConfig) -> Fields | None:
 
 def convert_weights(hf_model: Any, cfg: Any) -> dict[str, Any]:
     """TransformerLens's own conversion of the weights of a model that `hooked_fields` knows."""
-    return _CONVERSIONS[cfg.original_architecture](hf_model, cfg)
+    kind = _CONVERSIONS[cfg.original_architecture]
+    # not at the top: TransformerLens 4 has neither HookedTransformers nor these
+    module = import_module(f"transformer_lens.pretrained.weight_conversions.{kind}")
+    return getattr(module, f"convert_{kind}_weights")(hf_model, cfg)
 
 
 def _architecture(config: PretrainedConfig) -> str:
@@ -162,12 +159,13 @@ _FIELDS: dict[str, Callable[[Any], Fields | None]] = {
     "GPT2LMHeadModel": _gpt2,
     "GPTNeoXForCausalLM": _neox,
 }
-_CONVERSIONS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
-    "LlamaForCausalLM": convert_llama_weights,
-    "MistralForCausalLM": convert_mistral_weights,
-    "Qwen2ForCausalLM": convert_qwen2_weights,
-    "Qwen3ForCausalLM": convert_qwen3_weights,
-    "GemmaForCausalLM": convert_gemma_weights,
-    "GPT2LMHeadModel": convert_gpt2_weights,
-    "GPTNeoXForCausalLM": convert_neox_weights,
+_CONVERSIONS = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "GemmaForCausalLM": "gemma",
+    "GPT2LMHeadModel": "gpt2",
+    "GPTNeoXForCausalLM": "neox",
 }
+"""TransformerLens's conversion of the weights: weight_conversions.llama.convert_llama_weights, and so on."""

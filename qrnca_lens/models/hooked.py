@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
 
 from qrnca_lens.models.errors import BusyModelError
 
-HookedTransformer: type[Any] | None = getattr(transformer_lens, "HookedTransformer", None)
+HookedTransformer: type[Any] | None
+HookedTransformerConfig: type[Any] | None
+try:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+except ImportError:  # TransformerLens 4 raises this, not AttributeError, for the names that it has removed
+    HookedTransformer = HookedTransformerConfig = None
 HOOKED_CLASSES: tuple[type[Any], ...] = tuple(c for c in (HookedTransformer, TransformerBridge) if c is not None)
 
 if TYPE_CHECKING:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
 from qrnca_lens.models.errors import ModelError
-from qrnca_lens.models.hooked import HookedModel, HookedTransformer
+from qrnca_lens.models.hooked import HookedModel, HookedTransformer, HookedTransformerConfig
 from qrnca_lens.models.reader import adds_bos
 from qrnca_lens.models.sources import (
     ATLAS_FOLDER,
@@ -140,8 +139,10 @@ def _hooked_transformer(
     hf_model: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, probe: _Probe
 ) -> HookedModel | None:
     """The model as a HookedTransformer; None where there is none or where it would compute something else."""
-    fields = hooked_fields(config) if HookedTransformer is not None else None
-    if fields is None or HookedTransformer is None:
+    if HookedTransformer is None or HookedTransformerConfig is None:
+        return None
+    fields = hooked_fields(config)
+    if fields is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -77,9 +77,9 @@ def norm_before_mlp(model: HookedModel, layer: int) -> Any | None:
 def norm_after_mlp(model: HookedModel, layer: int) -> Any | None:
     """The norm between W_out and the residual stream (Gemma 2 and 3, OLMo 2, Exaone 4, GLM 4); None in most models."""
     block = model.blocks[layer]
-    if getattr(block, "mlp_reads_resid_directly", False):
-        return block.ln2
-    return getattr(block, "ln2_post", None)
+    behind = getattr(block, "ln2_post", None)
+    # where the MLP reads the residual stream, TransformerLens 3.9 calls the norm behind it ln2
+    return block.ln2 if behind is None and getattr(block, "mlp_reads_resid_directly", False) else behind
 
 
 def residual_factor(model: HookedModel, layer: int) -> float:
