@@ -178,13 +178,13 @@ def test_a_page_keeps_queries_that_have_neurons(run: tuple[Any, QRNeurons], tmp_
 
 @contextmanager
 def counted(model: Any) -> Iterator[list[int]]:
-    """Counts the whole runs of the model, in the one number of the list."""
+    """Counts the runs of the model over texts, in the one number of the list; its end alone is none."""
     runs = [0]
 
-    def count(*_: object) -> None:
-        runs[0] += 1
+    def count(_: object, given: object, options: dict[str, Any]) -> None:
+        runs[0] += "start_at_layer" not in options
 
-    hook = model.register_forward_pre_hook(count)
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield runs
     finally:
@@ -201,7 +201,7 @@ def test_a_page_runs_the_model_once_for_all_circuits_of_a_query(run: tuple[Any, 
         write_explorer(located, tmp_path / "page.html", model, top=3, per_group=2, progress=False)
     queries, pairs = len(catalog.queries), sum(len(query.neurons) for query in catalog.queries)
     assert (queries, pairs) == (6, 18)
-    circuits, doses, examples = queries, 2 * queries, len(neurons)  # a dose-response: the prefix, and all rows after it
+    circuits, doses, examples = queries, queries, len(neurons)  # a dose-response reads its text once for all factors
     assert runs == [len(lengths) + circuits + doses + examples + sum(int(measured[pair]) for pair in neurons)]
 
 

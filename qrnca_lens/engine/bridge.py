@@ -22,6 +22,7 @@ from qrnca_lens.engine.blocks import CannotCarryError
 from qrnca_lens.engine.bridge_cache import Recorder, SharedPrefix, reading
 from qrnca_lens.engine.hooks import Hook, carries_hooks, with_hooks
 from qrnca_lens.models import HookedModel, site_hook
+from qrnca_lens.models.hooked import as_bridge
 
 
 class BridgeTexts:
@@ -70,7 +71,7 @@ class BridgeTexts:
 
     def _pass(self, tokens: torch.Tensor, cache: Recorder | SharedPrefix, *, whole: bool = False) -> torch.Tensor:
         """The logits [row, position, token] of the last position, or of all if `whole`."""
-        known = inspect.signature(self.as_bridge(model).original_model.forward).parameters
+        known = inspect.signature(as_bridge(self.model).original_model.forward).parameters
         options: dict[str, Any] = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
         if "logits_to_keep" in known and not whole:
             options["logits_to_keep"] = 1
