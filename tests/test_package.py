@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,3 +36,20 @@ def test_no_function_hides_its_module() -> None:
         path: [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)] for path, tree in TREES.items()
     }
     assert [path.name for path, names in named.items() if path.stem in names] == []
+
+
+def test_the_rooms_are_the_same_in_the_docs_the_contract_and_the_tree() -> None:
+    document = (PROJECT.parent / "docs" / "architecture.md").read_text("utf-8")
+    told = re.findall(r"^\| `(\w+)/` \|", document.split("## The rooms")[1].split("##")[0], re.MULTILINE)
+    contract = PROJECT.read_text("utf-8").split("layers = [")[1].split("]")[0]
+    assert told == [room for room in reversed(re.findall(r'"(\w+)"', contract)) if room != "_version"]
+    tree = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("__pycache__", "_datasets")}
+    assert set(told) == tree
+    assert {path.name for path in ROOT.iterdir() if path.is_file()} == {"__init__.py", "_version.py"}
+    for named in set(re.findall(r"`((?:\w+/)+\w+\.py)`", document)):
+        assert (ROOT / named.removeprefix("qrnca_lens/")).is_file(), named
+
+
+def test_clustering_needs_no_transformer_lens() -> None:
+    code = "import sys, qrnca_lens.clustering; sys.exit('transformer_lens' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
