@@ -56,6 +56,7 @@ notebooks: .venv/ready
 	QRNCA_PER_GROUP=4 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --nbmake --nbmake-timeout=900 notebooks
 
 bench: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/attribution.py
 	$(BIN)/python benchmarks/explorer.py
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tiny import ENGINE_FAMILIES
 
 from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute
+from qrnca_lens.attribution.targets import Continuation, OneToken, target_of
 from qrnca_lens.core.rules import quadrature
+from qrnca_lens.data import Prompt
 from qrnca_lens.engine.asks import Ask, asked, chosen_positions, probability_of
 from qrnca_lens.engine.batches import in_batches, is_out_of_memory
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
@@ -253,3 +255,19 @@ def test_a_batch_that_is_too_large_is_halved_and_the_work_goes_on() -> None:
     with pytest.raises(RuntimeError, match="else"):
         list(in_batches([1, 2], 2, lambda _: (_ for _ in ()).throw(RuntimeError("else"))))  # type: ignore[arg-type,return-value]
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_a_continuation_is_attributed_as_its_tokens_are_predicted(model_of: Callable[[str], Any]) -> None:
+    """P of two tokens after a prompt, the prompt's last position scaled; against the plain path and by single tokens."""
+    model = model_of("llama")
+    prompt, aim = to_tokens(model, TEXT), Continuation((40, 57), "two")
+    found, other = attribute(model, [TEXT, TEXTS[2]], [aim, OneToken(40, "one")], steps=4)
+    text = torch.cat([prompt, torch.tensor([40])])
+    plain = integrate_plainly(task_of(model), asked(text, aim.objective, reads=2))
+    assert relative(found.scores, plain.scores) < 1e-5
+    p = [model(ids[None])[0, -1].softmax(-1) for ids in (prompt, text)]
+    assert found.probability == pytest.approx((p[0][40] * p[1][57]).item(), rel=1e-4)
+    assert (found.target, found.target_ids, found.target_id, found.prompt) == ("two", (40, 57), 40, TEXT)
+    assert relative(other.scores, attribute(model, TEXTS[2], 40, steps=4).scores) < 1e-5
+    choice = target_of(model, Prompt(TEXT, "B"))
+    assert relative(attribute(model, TEXT, choice, steps=4).scores, attribute(model, TEXT, " B", steps=4).scores) < 1e-6

@@ -8,11 +8,12 @@ from typing import SupportsIndex, overload
 import torch
 
 from qrnca_lens.attribution.result import Attribution
+from qrnca_lens.attribution.targets import Continuation, Target, target_of
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.engine.asks import Ask, Objective, Positions, asked, probability_of
+from qrnca_lens.engine.asks import Ask, Objective, Positions, asked
 from qrnca_lens.engine.batches import in_batches
 from qrnca_lens.engine.budget import layers_at_once, together
 from qrnca_lens.engine.fallback import by_rows, warn_slow
@@ -20,10 +21,11 @@ from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
 from qrnca_lens.engine.integral import integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
 from qrnca_lens.engine.refinement import PathIntegral, PathTask
-from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, target_id, to_tokens
+from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, to_tokens
 
 TextOrTokens = str | torch.Tensor
-Target = str | SupportsIndex
+AskedFor = str | SupportsIndex | Target
+"""A token string taken literally, a token id, or a target of `attribution.targets`."""
 
 
 class AttributionError(RuntimeError):
@@ -34,7 +36,7 @@ class AttributionError(RuntimeError):
 def attribute(
     model: HookedModel,
     prompts: TextOrTokens,
-    targets: Target,
+    targets: AskedFor,
     *,
     steps: int = ...,
     rule: Rule = ...,
@@ -45,7 +47,7 @@ def attribute(
 def attribute(
     model: HookedModel,
     prompts: Sequence[TextOrTokens],
-    targets: Sequence[Target],
+    targets: Sequence[AskedFor],
     *,
     steps: int = ...,
     rule: Rule = ...,
@@ -55,15 +57,17 @@ def attribute(
 def attribute(
     model: HookedModel,
     prompts: TextOrTokens | Sequence[TextOrTokens],
-    targets: Target | Sequence[Target],
+    targets: AskedFor | Sequence[AskedFor],
     *,
     steps: int = 16,
     rule: Rule = "right",
     site: Site | None = None,
     positions: Positions = "last",
 ) -> Attribution | list[Attribution]:
-    """Score every MLP neuron for a target (a token string taken literally, or a token id) after a prompt (text or tokens).
+    """Score every MLP neuron for a target after a prompt (text or tokens).
 
+    A target is a token string taken literally, a token id, or a value of `attribution.targets`: one token, a choice among
+    options, a continuation of several tokens (whose tokens but the last are run after the prompt; "last" is the prompt's).
     One prompt and one target give one Attribution; a list of prompts with a target each gives a list, and the prompts run
     together. `rule`: "right" (the paper), "endpoints" (the authors' code), "gauss-legendre" or "auto", which begins with
     about `steps` nodes and takes more, up to 256, in those layers whose completeness gap is above 1 % of P(target) (and
@@ -78,16 +82,16 @@ def attribute(
     check_hooked(model)
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
     asked_for, wanted = _pairs(prompts, targets)
-    ids = [target_id(model, target) for target in wanted]
-    objectives = [probability_of(token) for token in ids]
-    paths = integrate(model, asked_for, objectives, steps=steps, rule=rule, site=site, positions=positions)
+    aims = [target if isinstance(target, Target) else target_of(model, target) for target in wanted]
+    texts = [_with_continuation(model, prompt, aim) for prompt, aim in zip(asked_for, aims, strict=True)]
+    objectives, reads = [aim.objective for aim in aims], [aim.reads for aim in aims]
+    paths = integrate(model, texts, objectives, reads=reads, steps=steps, rule=rule, site=site, positions=positions)
     site = check_site(model, site)
     found = []
-    for prompt, target, token, path in zip(asked_for, wanted, ids, paths, strict=True):
+    for prompt, aim, path in zip(asked_for, aims, paths, strict=True):
         gap = path.scores.sum(1) - (path.untouched - path.at_zero)
-        name = target if isinstance(target, str) else model.tokenizer.decode([token])
-        text = _text_of(model, prompt)
-        found.append(Attribution(path.scores, path.untouched, gap, text, name, token, site, rule, steps, path.nodes))
+        about = (_text_of(model, prompt), aim.name, aim.ids, site, rule, steps, path.nodes)
+        found.append(Attribution(path.scores, path.untouched, gap, *about))
     return found[0] if one else found
 
 
@@ -96,17 +100,20 @@ def integrate(
     prompts: Sequence[TextOrTokens],
     objectives: Sequence[Objective],
     *,
+    reads: Sequence[int] | None = None,
     steps: int = 16,
     rule: Rule = "right",
     site: Site | None = None,
     positions: Positions = "last",
 ) -> list[PathIntegral]:
-    """`attribute` for any differentiable functions of the last position's logits; scores in the objective's unit."""
+    """`attribute` for any differentiable functions of the logits at each prompt's last `reads` positions (None: its last
+    one), in the objective's unit."""
     check_hooked(model)
     task = PathTask(model, check_site(model, site), quadrature(rule, steps).with_ends())
     with torch.inference_mode(False):
         tokens = [to_tokens(model, prompt) for prompt in prompts]
-        asks = [asked(ids, objective, positions) for ids, objective in zip(tokens, objectives, strict=True)]
+        each = zip(tokens, objectives, reads or [1] * len(tokens), strict=True)
+        asks = [asked(ids, objective, positions, count) for ids, objective, count in each]
     fault = weight_fault(model)
     if fault and asks:
         raise AttributionError(f"no valid scores for the prompt {_text_of(model, prompts[0])[-80:]!r}: {fault}")
@@ -134,9 +141,17 @@ def _budget(task: PathTask, asks: Sequence[Ask]) -> tuple[int, int | None]:
     return together(task.model, lengths, nodes, width), layers
 
 
+def _with_continuation(model: HookedModel, prompt: TextOrTokens, aim: Target) -> TextOrTokens:
+    """What is run: the prompt, and after it all tokens of a continuation but the last."""
+    if not isinstance(aim, Continuation) or aim.reads == 1:
+        return prompt
+    tokens = to_tokens(model, prompt)
+    return torch.cat([tokens, tokens.new_tensor(aim.ids[:-1])])
+
+
 def _pairs(
-    prompts: TextOrTokens | Sequence[TextOrTokens], targets: Target | Sequence[Target]
-) -> tuple[list[TextOrTokens], list[Target]]:
+    prompts: TextOrTokens | Sequence[TextOrTokens], targets: AskedFor | Sequence[AskedFor]
+) -> tuple[list[TextOrTokens], list[AskedFor]]:
     """The prompts with their targets, as lists."""
     if isinstance(prompts, str | torch.Tensor):
         if isinstance(targets, Sequence) and not isinstance(targets, str):

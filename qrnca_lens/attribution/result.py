@@ -28,7 +28,7 @@ class Attribution:
     completeness_gap: LayerValues
     prompt: str
     target: str
-    target_id: int
+    target_ids: tuple[int, ...]
     site: Site
     rule: Rule
     steps: int
@@ -39,6 +39,11 @@ class Attribution:
         """The layers whose gap is above 1 % of P(target) and 1e-5: with rule "auto" those where 256 nodes were too few."""
         above = self.completeness_gap.abs() > tolerated_gap(self.probability)
         return tuple(above.nonzero().flatten().tolist())
+
+    @property
+    def target_id(self) -> int:
+        """The id of the target, the first one of a continuation."""
+        return self.target_ids[0]
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` highest scores (all, where there are fewer): layer, neuron, score. ValueError for a `k` below 1."""

@@ -35,6 +35,11 @@ class Target(Protocol):
         """How many last positions' logits it needs."""
         ...
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens that it is."""
+        ...
+
     def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
         """The probability of the target, differentiable. ValueError for logits of another number of positions."""
         ...
@@ -50,6 +55,11 @@ class OneToken:
 
     id: int
     text: str
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The one token."""
+        return (self.id,)
 
     @property
     def name(self) -> str:
@@ -88,6 +98,11 @@ class Choice:
     def names(self) -> tuple[str, ...]:
         """What the options are called, in their order."""
         return self.options.letters
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The right option's token."""
+        return (self.options.ids[self.right],)
 
     @property
     def name(self) -> str:
