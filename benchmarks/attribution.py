@@ -154,12 +154,12 @@ def measure(size: str, length: int, batches: list[int], repeats: int) -> list[st
 
 HEAD = """# Attribution: measured
 
-One run of `make bench` on {threads} CPU threads, m = 16, float32, random Llamas; seconds a prompt. Only ratios within a row
-count: the machine is shared and noisy. The plain path and captum are timed on three layers and taken for all. MiB is the
-peak of the first call above the loaded model; "rate" is the share of this machine's rate of large matrix products that the engine
-reaches.
+One run of `make bench` on {threads} CPU threads, m = 16, float32, random Llamas; seconds a prompt. Only ratios within a
+row count: the machine is shared and noisy. The plain path and captum are timed on three layers and taken for all. MiB is the
+peak of the first call above the loaded model; "rate" is the share of this machine's rate of large matrix products that the
+engine reaches.
 
-| model | tokens | batch | plain, s | captum, s | engine, s | plain / engine | captum / engine | relative error | MiB | rate |
+| model | tokens | batch | plain, s | captum, s | engine, s | plain / engine | captum / engine | error | MiB | rate |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 

@@ -21,7 +21,7 @@ from qrnca_lens.engine.asks import Ask, asked, probability_of
 from qrnca_lens.engine.edits import Edit, read_edited
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.models import load_model, sites_of, to_tokens
+from qrnca_lens.models import check_hooked, load_model, sites_of, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
@@ -188,3 +188,11 @@ def test_an_edit_of_a_bridge_comes_back_after_the_letters_were_chosen(bridge_of:
         options_of(model, [TEXT])
         assert torch.equal(model(ids), edited)
     assert not torch.allclose(model(ids), edited, atol=1e-4)
+
+
+def test_hooks_on_a_model_of_ones_own_wait_for_the_test_of_its_neurons(folder_of: Callable[[str], Path]) -> None:
+    """The test runs two tokens, which a hook that counts on more would not survive."""
+    model = TransformerBridge.boot_transformers(str(folder_of("llama")), device="cpu")
+    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda out, hook: out[:, [5]])]):
+        check_hooked(model)
+    check_hooked(model)

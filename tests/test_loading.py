@@ -201,9 +201,9 @@ def test_neurons_that_do_not_write_what_their_w_out_says_are_refused(
     family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(folder_of(family), device="cpu")
-    monkeypatch.setattr(checks, "_SEEN", WeakSet())
+    monkeypatch.setattr(checks, "_TESTED", WeakSet())
     check_hooked(model)
-    monkeypatch.setattr(checks, "_SEEN", WeakSet())
+    monkeypatch.setattr(checks, "_TESTED", WeakSet())
     mlp = model.blocks[2].mlp
     writer = mlp.out if family == "opt" else mlp  # the bridge of OPT has no MLP that is run as a whole
     writer.register_forward_hook(lambda _module, _args, output: 2 * output)

@@ -10,7 +10,7 @@ from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, as_bridge, device_of, dtype_of, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook, sites_of
 
-_SEEN: WeakSet[HookedModel] = WeakSet()  # the models whose hook points were looked at; they do not change
+_TESTED: WeakSet[HookedModel] = WeakSet()  # the models whose neurons were tested; they do not change
 
 
 def check_hooked(model: HookedModel) -> None:
@@ -34,9 +34,8 @@ def check_hooked(model: HookedModel) -> None:
             f"the weights of {model.cfg.model_name} were made under torch.inference_mode, where nothing takes gradients; "
             "load the model outside of it"
         )
-    if model not in _SEEN:
+    if model not in _TESTED:
         _check_neurons(model)
-        _SEEN.add(model)
 
 
 def _drops_out(model: HookedModel) -> bool:
@@ -61,11 +60,20 @@ def _check_neurons(model: HookedModel) -> None:
         points = model.hook_dict
         wanted = (site_hook(model, layer, site) for layer in range(cfg.n_layers) for site in sites_of(model))
         lacking = next((name for name in wanted if name not in points), None)
-        why = f"it has no hook point {lacking}" if lacking else _neurons_elsewhere(model)
+        why = f"it has no hook point {lacking}" if lacking else None
+        if not why and _testable(model):
+            why = _neurons_elsewhere(model)
+            _TESTED.add(model)
     if why:
         raise ModelError(
             f"{cfg.model_name} has no dense MLP with neurons in every layer: {why}; such models are not supported"
         )
+
+
+def _testable(model: HookedModel) -> bool:
+    """Whether the model can be run to test its neurons: hooks of others, and dtypes that nothing is computed in, wait."""
+    hooked = any(point.fwd_hooks for point in model.hook_dict.values())
+    return not hooked and dtype_of(model) in (torch.float32, torch.float64, torch.bfloat16)
 
 
 @torch.no_grad()
