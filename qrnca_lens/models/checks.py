@@ -63,7 +63,8 @@ def _check_neurons(model: HookedModel) -> None:
         why = f"it has no hook point {lacking}" if lacking else None
         if not why and _testable(model):
             why = _neurons_elsewhere(model)
-            _TESTED.add(model)
+            if not why:
+                _TESTED.add(model)
     if why:
         raise ModelError(
             f"{cfg.model_name} has no dense MLP with neurons in every layer: {why}; such models are not supported"
