@@ -19,7 +19,7 @@ from qrnca_lens.methods.gradient import gradient_scores
 from qrnca_lens.methods.log_probability import log_probability_scores
 from qrnca_lens.methods.random_scores import scores_at_random
 from qrnca_lens.methods.ranking import Ranking
-from qrnca_lens.methods.scoring import ScoreFunction, prompt_scores, rank_by_scores
+from qrnca_lens.methods.scoring import ScoreFunction, ScoresTogether, one_by_one, rank_by_scores, scores_of_prompts
 from qrnca_lens.methods.variants import knowledge_neurons, qrnca, with_common, without_ica
 from qrnca_lens.models import HookedModel, mlp_width
 
@@ -62,10 +62,10 @@ class Method:
     reference: str
     in_paper: bool
     rank: RankFunction
-    scores: ScoreFunction | None = None
+    scores: ScoresTogether | None = None
 
 
-def _scoring(key: str, name: str, reference: str, function: ScoreFunction, *, in_paper: bool = False) -> Method:
+def _scoring(key: str, name: str, reference: str, function: ScoresTogether, *, in_paper: bool = False) -> Method:
     def rank(evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
         return rank_by_scores(key, function, evidence.model, evidence.queries)
 
@@ -86,17 +86,17 @@ _MARGIN = "integrated gradients of log P(right) - log P(best wrong letter)"
 METHODS: dict[str, Method] = {
     method.key: method
     for method in (
-        _scoring("random", "Random", _TABLE4, scores_at_random, in_paper=True),
-        _scoring("activation", "Activation", _TABLE4, activation_scores, in_paper=True),
+        _scoring("random", "Random", _TABLE4, one_by_one(scores_at_random), in_paper=True),
+        _scoring("activation", "Activation", _TABLE4, one_by_one(activation_scores), in_paper=True),
         _variant("knowledge-neuron", "Knowledge Neuron*", "Dai et al. 2022", knowledge_neurons),
         _variant("without-ica", "QRNCA without ICA", _TABLE4, without_ica),
         _variant("with-common", "QRNCA with common neurons", _TABLE4, with_common),
         _variant("qrnca", "QRNCA", "paper", qrnca),
         Method("random-layers", "Random, same layers", "control", False, _same_layers),
-        _scoring("ablation", "Exact ablation", "one neuron at a time set to zero", ablation_scores),
+        _scoring("ablation", "Exact ablation", "one neuron at a time set to zero", one_by_one(ablation_scores)),
         _scoring("contrastive", "Contrastive target", _MARGIN, contrastive_scores),
         _scoring("gradient", "Gradient x activation", "Shrikumar et al. 2016, arXiv 1605.01713", gradient_scores),
-        _scoring("log-probability", "Log-probability increase", _STATIC, log_probability_scores),
+        _scoring("log-probability", "Log-probability increase", _STATIC, one_by_one(log_probability_scores)),
     )
 }
 """The paper's methods in its order, then ours, then those that a user has registered."""
@@ -106,7 +106,7 @@ def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], S
     """A decorator that enters a user's scoring function as a method. ValueError if the key is taken."""
 
     def enter(function: ScoreFunction) -> ScoreFunction:
-        _enter(_scoring(key, name, reference, function))
+        _enter(_scoring(key, name, reference, one_by_one(function)))
         return function
 
     return enter
@@ -137,7 +137,7 @@ def score(key: str, model: HookedModel, prompt: Prompt) -> Scores:
     functions = {known.key: known.scores for known in METHODS.values() if known.scores}
     if key not in functions:
         raise ValueError(f"unknown scoring function {key!r}; there are {', '.join(functions)}")
-    return prompt_scores(key, functions[key], model, prompt)
+    return scores_of_prompts(key, functions[key], model, [prompt])[0]
 
 
 def rank_neurons(key: str, evidence: Evidence) -> dict[str, Ranking]:

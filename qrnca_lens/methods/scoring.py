@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from qrnca_lens.attribution.integrated import AttributionError
-from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.attribution.letters import options_of
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.methods.ranking import Ranking
@@ -36,24 +36,37 @@ class Asked:
 
 ScoreFunction = Callable[[Asked], Scores]
 """A score for every MLP neuron of the model, higher = more important for the right letter."""
+ScoresTogether = Callable[[Sequence[Asked]], list[Scores]]
+"""The same for several prompts of one model, which may run as one batch."""
+_TOGETHER = 8  # queries whose prompts are scored together
 
 
-def prompt_scores(key: str, function: ScoreFunction, model: HookedModel, prompt: Prompt) -> Scores:
-    """The function's scores for one prompt. AttributionError, with the key, for a wrong shape or what is no number."""
+def one_by_one(function: ScoreFunction) -> ScoresTogether:
+    """A scoring function for several prompts, each scored by itself."""
+    return lambda asked: [function(one) for one in asked]
+
+
+def scores_of_prompts(key: str, function: ScoresTogether, model: HookedModel, prompts: Sequence[Prompt]) -> list[Scores]:
+    """The function's scores for each prompt. AttributionError, with the key, for a wrong shape or what is no number."""
     check_hooked(model)
+    letters = options_of(model, [prompt.text for prompt in prompts])
+    asked = [Asked(model, prompt, options) for prompt, options in zip(prompts, letters, strict=True)]
     with torch.inference_mode(False):  # so that a function can take gradients wherever it is called
-        found = function(Asked(model, prompt, option_tokens(model, prompt.text)))
-    if tuple(found.shape) != (model.cfg.n_layers, mlp_width(model)):
-        raise AttributionError(f"{key}: scores of shape {tuple(found.shape)}, expected (layer, neuron)")
-    if not torch.isfinite(found).all():
-        raise AttributionError(f"{key}: NaN or infinite scores for the prompt {prompt.text[-80:]!r}")
-    return found
+        scores = function(asked)
+    for found, prompt in zip(scores, prompts, strict=True):
+        if tuple(found.shape) != (model.cfg.n_layers, mlp_width(model)):
+            raise AttributionError(f"{key}: scores of shape {tuple(found.shape)}, expected (layer, neuron)")
+        if not torch.isfinite(found).all():
+            raise AttributionError(f"{key}: NaN or infinite scores for the prompt {prompt.text[-80:]!r}")
+    return scores
 
 
 def rank_by_scores(
-    key: str, function: ScoreFunction, model: HookedModel, queries: QuerySet
+    key: str, function: ScoresTogether, model: HookedModel, queries: QuerySet
 ) -> Iterator[tuple[str, Ranking]]:
     """Every query's id with all neurons of the model by their scores, summed over the query's prompts."""
-    for query in queries:
-        total = torch.stack([prompt_scores(key, function, model, prompt) for prompt in query.prompts]).sum(0)
-        yield query.id, Ranking.of_scores(total)
+    for start in range(0, len(queries), _TOGETHER):
+        part = queries.queries[start : start + _TOGETHER]
+        found = iter(scores_of_prompts(key, function, model, [prompt for query in part for prompt in query.prompts]))
+        for query in part:
+            yield query.id, Ranking.of_scores(torch.stack([next(found) for _ in query.prompts]).sum(0))
