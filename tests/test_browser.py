@@ -46,7 +46,7 @@ def run(atlas: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def explorer_page(atlas: Any, run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_explorer(run, tmp_path_factory.mktemp("page") / "explorer.html", atlas, top=2, per_group=1, progress=False)
+    return write_explorer(atlas, run, tmp_path_factory.mktemp("page") / "explorer.html", top=2, per_group=1, progress=False)
 
 
 def data_of(page: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_the_explorer_page_shows_the_neuron_that_is_clicked(
     assert page.locator('[data-role="neuron"]').input_value() == name
     chosen = page.locator('[data-role="query"]').input_value()
     assert name in {str(n) for n in run.for_query(chosen)}
-    view = show(run, query, atlas)
+    view = show(atlas, run, query)
     page.locator('[data-role="query"]').select_option(query)
     for scope, edit in (("all", "all QR neurons"), ("neuron", first)):
         page.locator(f'input[value="{scope}"]').check()
@@ -151,7 +151,7 @@ def test_the_report_of_a_study_loads(study: Path, watched: Watched) -> None:
 def test_a_group_without_neurons_is_not_offered(watched: Watched, run: Any, atlas: Any, tmp_path: Path) -> None:
     clusters = run.clusters[run.clusters["group"] != "physics"].reset_index(drop=True)
     partly = QRNeurons(clusters, run.queries, run.config, run.model, {}, run.asked)
-    page = watched.open(write_explorer(partly, tmp_path / "page.html", atlas, top=1, per_group=1, progress=False))
+    page = watched.open(write_explorer(atlas, partly, tmp_path / "page.html", top=1, per_group=1, progress=False))
     page.wait_for_selector('[data-part="card"] h2')
     offered = page.locator('[data-role="group"] option').all_inner_texts()
     assert offered == ["all groups", *(group for group in run.groups if group != "physics")]
@@ -169,7 +169,7 @@ def test_hostile_texts_stay_texts(watched: Watched, model_of: Any, tmp_path: Pat
         )
     )
     located = locate(model, queries, progress=False)
-    page = watched.open(write_explorer(located, tmp_path / "page.html", model, progress=False))
+    page = watched.open(write_explorer(model, located, tmp_path / "page.html", progress=False))
     assert HOSTILE in page.locator('[data-part="query"] pre').inner_text()
     assert page.evaluate("window.hacked") is None
     watched.check()
@@ -187,14 +187,14 @@ def test_no_name_runs_links_or_widens_a_page(
     clusters = cluster_neurons(located, min_queries=1, bootstraps=0, k=2)
     query = located.queries["query"][0]
     chosen = next(iter(located.for_query(query)), Neuron(1, 1))
-    results = [located, clusters, show(located, query, model), circuit(model, located, query, chosen)]
+    results = [located, clusters, show(model, located, query), circuit(model, located, query, chosen)]
     results.append(neuron(model, chosen.layer, chosen.index, located=located))
     cells = "".join(result._repr_html_() for result in results)
     (tmp_path / "cells.html").write_text(f"<!doctype html><meta charset='utf-8'>{ICON}{cells}", "utf-8")
     sections = [Section(text, f"{text} {text}", text), Section(text, "", located.per_query().assign(**{text: text}))]
     sections += [Section(name, "", figure) for name, figure in figures_of(located, clusters).items()]
     write_page(tmp_path / "report.html", text, sections)
-    write_explorer(located, tmp_path / "explorer.html", model, progress=False)
+    write_explorer(model, located, tmp_path / "explorer.html", progress=False)
     for name, ready in (("report", ".main-svg"), ("cells", "[data-mounted]"), ("explorer", '[data-part="card"] h2')):
         page = watched.open(tmp_path / f"{name}.html")
         page.wait_for_selector(ready, state="attached")
@@ -241,7 +241,7 @@ def test_notebook_outputs_work_on_their_own(
     query = run.queries["query"][0]
     chosen = next(iter(run.for_query(query)))
     card = neuron(atlas, chosen.layer, chosen.index, located=run)
-    outputs = [view._repr_html_() for view in (show(run, query, atlas), card, circuit(atlas, run, query))]
+    outputs = [view._repr_html_() for view in (show(atlas, run, query), card, circuit(atlas, run, query))]
     path = tmp_path / "cells.html"
     path.write_text(f"<!doctype html><meta charset='utf-8'><link rel='icon' href='data:,'>{''.join(outputs)}", "utf-8")
     page = watched.open(path)

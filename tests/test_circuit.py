@@ -145,7 +145,7 @@ def test_models_with_a_norm_after_the_mlp_have_no_circuit_but_a_card(
         circuit(model, located, query)
     view = Explorer(model, short_queries, located).view
     assert "do not add up" in view["circuit"] and "<h2>" in view["card"]
-    assert write_explorer(located, tmp_path / "page.html", model, per_group=1, top=1, progress=False).is_file()
+    assert write_explorer(model, located, tmp_path / "page.html", per_group=1, top=1, progress=False).is_file()
 
 
 def test_heads_are_the_strongest_and_patterns_and_shares_are_theirs(atlas: Any) -> None:

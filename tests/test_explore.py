@@ -34,7 +34,7 @@ def test_a_saved_run_knows_its_prompts(run: tuple[Any, QRNeurons], short_queries
 def test_the_dose_response_is_what_scaling_does(run: tuple[Any, QRNeurons]) -> None:
     model, located = run
     query = located.asked["q2"]
-    view = show(located, "q2", model, prompt=1)
+    view = show(model, located, "q2", prompt=1)
     untouched = letter_probabilities(model, query.prompts)
     assert np.allclose(view.letters[[f"P({a})" for a in LETTERS]], untouched, atol=1e-6)
     assert view.right == query.prompts[1].letter
@@ -54,9 +54,9 @@ def test_the_dose_response_is_what_scaling_does(run: tuple[Any, QRNeurons]) -> N
 def test_views_refuse_what_is_no_run_or_no_neuron(run: tuple[Any, QRNeurons]) -> None:
     model, located = run
     with pytest.raises(
-        TypeError, match=r"expected a QRNeurons .* found (Hooked)?Transformer(Bridge)?; the order is show\(located"
+        TypeError, match=r"expected a QRNeurons .* found (Hooked)?Transformer(Bridge)?; the order is show\(model, located"
     ):
-        show(model, located, "q1")  # type: ignore[arg-type]
+        show(located, model, "q1")  # type: ignore[arg-type]
     by_hand = QRNeurons(located.clusters, located.queries, located.config, located.model)
     with pytest.raises(RunError, match=r"holds no prompts"):
         neuron(model, 0, 1, located=by_hand)
@@ -72,33 +72,33 @@ def test_views_refuse_what_is_no_run_or_no_neuron(run: tuple[Any, QRNeurons]) ->
 def test_views_refuse_what_does_not_exist(run: tuple[Any, QRNeurons], model_of: Callable[[str], Any]) -> None:
     model, located = run
     with pytest.raises(KeyError, match=r"no query 'q111' among the 12 of this result; the nearest is 'q11'"):
-        show(located, "q111", model)
+        show(model, located, "q111")
     with pytest.raises(ValueError, match=r"prompts 0 to 2, not 5"):
-        show(located, "q1", model, prompt=5)
+        show(model, located, "q1", prompt=5)
     with pytest.raises(ValueError, match=r"neuron L3.N0 is outside the model: it has layers 0 to 2 of 48 neurons each"):
         neuron(model, 3, 0, located=located)
-    for other in (lambda: show(located, "q1", model_of("mistral")), lambda: neuron(model_of("gpt2"), 0, 0, located=located)):
+    for other in (lambda: show(model_of("mistral"), located, "q1"), lambda: neuron(model_of("gpt2"), 0, 0, located=located)):
         with pytest.raises(RunError, match=r"this run was made with 'llama'"):
             other()
     with pytest.raises(RunError, match=r"made with 'llama'; load that model and give it as model="):
-        show(located, "q1")
+        show(None, located, "q1")
     by_hand = QRNeurons(located.clusters, located.queries, located.config, located.model)
     with pytest.raises(RunError, match=r"holds no prompts"):
-        show(by_hand, "q1", model)
+        show(model, by_hand, "q1")
 
 
 def test_a_written_weight_makes_it_another_model(run: tuple[Any, QRNeurons]) -> None:
     model, located = run
-    show(located, "q0", model)
+    show(model, located, "q0")
     weight = model.blocks[0].mlp.W_out
     old = weight[0, 0].item()
     try:
         weight[0, 0] += 1
         with pytest.raises(RunError, match=r"this run was made with"):
-            show(located, "q0", model)
+            show(model, located, "q0")
     finally:
         weight[0, 0] = old
-    show(located, "q0", model)
+    show(model, located, "q0")
 
 
 def test_the_card_holds_what_slow_ways_give(run: tuple[Any, QRNeurons]) -> None:

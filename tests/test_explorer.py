@@ -44,7 +44,7 @@ def test_views_escape_what_they_show_and_ask_no_network(
     first = next(iter(located.for_query(name)), Neuron(1, 1))
     card = neuron(model, first.layer, first.index, located=located)
     explorer = Explorer(model, queries, located)
-    fragments = [view.to_html() for view in (show(located, name, model), card, circuit(model, located, name, first))]
+    fragments = [view.to_html() for view in (show(model, located, name), card, circuit(model, located, name, first))]
     fragments += [
         explorer.view["query"],
         explorer.view["card"],
@@ -53,10 +53,10 @@ def test_views_escape_what_they_show_and_ask_no_network(
     ]
     for body in fragments:
         check_html(body)
-    for view in (card, show(located, name, model)):
+    for view in (card, show(model, located, name)):
         shown = view._repr_html_().replace(library(), "")
         assert shown.count("</script") == shown.count("<script")
-    page = write_explorer(located, tmp_path / "page.html", model, progress=False).read_text("utf-8")
+    page = write_explorer(model, located, tmp_path / "page.html", progress=False).read_text("utf-8")
     own = page.replace(library(), "")
     assert len(page) - len(own) == len(library()), "the script of CircuitsVis stands in the page once"
     assert own.count("</script") == own.count("<script")
@@ -155,8 +155,8 @@ def test_a_query_without_neurons_is_told_so(run: tuple[Any, QRNeurons], short_qu
     explorer.selected = {"query": "q5", "layer": None, "neuron": None}
     assert "no QR neurons" in explorer.view["card"]
     assert explorer.neuron is None
-    assert isinstance(show(without, "q5", model).to_html(), str)
-    assert isinstance(show(without, "q5", model).to_frame(), pd.DataFrame)
+    assert isinstance(show(model, without, "q5").to_html(), str)
+    assert isinstance(show(model, without, "q5").to_frame(), pd.DataFrame)
     with pytest.raises(ValueError, match=r"no QR neurons; give the neurons"):
         circuit(model, without, "q5")
 
@@ -171,9 +171,9 @@ def test_a_page_keeps_queries_that_have_neurons(run: tuple[Any, QRNeurons], tmp_
     assert [query.id for query in catalog.queries] == ["q2", "q3"]
     assert all(1 <= len(query.neurons) <= 2 for query in catalog.queries)
     with pytest.raises(IsADirectoryError, match=r"is a folder; give the name"):
-        write_explorer(partly, tmp_path, model)
+        write_explorer(model, partly, tmp_path)
     with pytest.raises(ValueError, match=r"top must be at least 1, not 0"):
-        write_explorer(partly, tmp_path / "page.html", model, top=0)
+        write_explorer(model, partly, tmp_path / "page.html", top=0)
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def test_a_page_runs_the_model_once_for_all_circuits_of_a_query(run: tuple[Any, 
     lengths = {len(to_tokens(model, prompt.text)) for query in located.asked for prompt in query.prompts}
     measured = located.clusters.groupby(["layer", "neuron"]).size().clip(upper=EFFECT_QUERIES)
     with counted(model) as runs:
-        write_explorer(located, tmp_path / "page.html", model, top=3, per_group=2, progress=False)
+        write_explorer(model, located, tmp_path / "page.html", top=3, per_group=2, progress=False)
     queries, pairs = len(catalog.queries), sum(len(query.neurons) for query in catalog.queries)
     assert (queries, pairs) == (6, 18)
     circuits, doses, examples = queries, queries, len(neurons)  # a dose-response reads its text once for all factors

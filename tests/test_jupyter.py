@@ -27,7 +27,7 @@ CELLS = (
     "import qrnca_lens as ql\nmodel, located = ql.load_model('atlas'), ql.QRNeurons.load('run')\n"
     "query = located.table.nlargest(1, 'naica')['query'].item()\nn = next(iter(located.for_query(query)))",
     "ql.neuron(model, n.layer, n.index, located=located)",
-    "ql.show(located, query, model)",
+    "ql.show(model, located, query)",
     "ql.circuit(model, located, query)",
     "explorer = ql.Explorer(model, located.asked, located)\nexplorer",
     "import json\nprint(json.dumps([explorer.selected, explorer.letters]))",

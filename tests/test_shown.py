@@ -94,7 +94,7 @@ def test_every_result_takes_texts_for_texts(
         located,
         clusters,
         replace(attribute(model, prompt, 5, steps=2), target=HOSTILE),
-        show(original, query, model),
+        show(model, original, query),
         neuron(model, chosen.layer, chosen.index, located=located),
         circuit(model, located, query, chosen),
     ]

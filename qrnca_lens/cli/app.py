@@ -162,7 +162,7 @@ def explore(
 
         located = QRNeurons.load(run)
         loaded = load_model(model, device=device) if model else None
-        page = write_explorer(located, out, loaded, top=top, per_group=per_group)
+        page = write_explorer(loaded, located, out, top=top, per_group=per_group)
     say(f"{page}  ({page.stat().st_size / 2**20:.1f} MiB)")
 
 

@@ -109,10 +109,10 @@ class QueryView(html.View):
         return drawing.dots(marks, self.model.n_layers, self.model.d_mlp)
 
 
-def show(located: QRNeurons, query_id: str, model: HookedModel | None = None, *, prompt: int = 0) -> QueryView:
+def show(model: HookedModel | None, located: QRNeurons, query_id: str, *, prompt: int = 0) -> QueryView:
     """Look at one query of a result: question, P of the letters, QR neurons, dose-response over factors 0 to 4.
 
-    `model`: the one the result was made with; only the shipped model can be left out. Raises KeyError for an unknown query
+    `model`: the one the result was made with; None stands for the shipped model. Raises KeyError for an unknown query
     (with the nearest id), ValueError for a prompt that it does not have, RunError for another model than the run's.
     """
     query = asked_query(located, query_id)

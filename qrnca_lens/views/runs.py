@@ -42,7 +42,7 @@ def check_run(located: QRNeurons) -> None:
     if not isinstance(located, QRNeurons):
         raise TypeError(
             f"expected a QRNeurons (what qrnca_lens.locate returns), found {type(located).__name__}; the order is "
-            "show(located, query_id, model), circuit(model, located, query_id), Explorer(model, queries, located)"
+            "show(model, located, query_id), circuit(model, located, query_id), Explorer(model, queries, located)"
         )
     if not len(located.asked):
         raise RunError("this result holds no prompts; make it with qrnca_lens.locate")

@@ -27,9 +27,9 @@ TOP, PER_GROUP, EFFECT_QUERIES = 3, 6, 8
 
 
 def write_explorer(
+    model: HookedModel | None,
     located: QRNeurons,
     out: str | os.PathLike[str],
-    model: HookedModel | None = None,
     *,
     top: int = TOP,
     per_group: int = PER_GROUP,
@@ -38,8 +38,8 @@ def write_explorer(
     """Write the explorer of a run as a page that works from a file, without Python and without the network.
 
     It keeps the `top` neurons of each query, for the first `per_group` queries of each group that have QR neurons; the maps
-    show all. A card's effects are measured on the 8 queries where the neuron ranks highest. `model`: the run's own; only
-    the shipped model can be left out. Raises ValueError for a `top` or `per_group` below 1, OSError for a place where no
+    show all. A card's effects are measured on the 8 queries where the neuron ranks highest. `model`: the run's own; None
+    stands for the shipped model. Raises ValueError for a `top` or `per_group` below 1, OSError for a place where no
     file can be written (IsADirectoryError for a folder), RunError for another model than the run's.
     """
     top, per_group = whole_number("top", top, at_least=1), whole_number("per_group", per_group, at_least=1)
