@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from qrnca_lens.attribution.integrated import integrate
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.core.rules import quadrature, tolerated_gap
 from qrnca_lens.data import QuerySet
-from qrnca_lens.engine.asks import asked, probability_of
+from qrnca_lens.engine.asks import Ask, asked, probability_of
 from qrnca_lens.engine.integral import integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.engine.refinement import PathTask
+from qrnca_lens.engine.refinement import PanelSums, PathTask, integrate_panels
 from qrnca_lens.models import to_tokens
 from qrnca_lens.runs.pipeline import GapWarning, locate
 
@@ -120,3 +121,26 @@ def test_a_run_tells_of_queries_with_large_gaps_and_how_to_remedy_them(
     fine = locate(bent, short_queries, QRNCAConfig(rule="auto"), progress=False)
     assert not [told for told in recwarn if told.category is GapWarning]
     assert "gap above" not in repr(fine)
+
+
+@pytest.mark.parametrize("bend", [0.07, 0.45, 0.83])
+def test_nodes_go_where_the_objective_bends(bend: float) -> None:
+    """P(a) = 1 / (1 + exp(-(a - bend) / 0.01)) of a model of one neuron, whose exact score is P(1) - P(0)."""
+    looked_at: list[torch.Tensor] = []
+
+    def run(asks: Any, bounds: Any) -> Any:
+        at = task.nodes(bounds[0])
+        looked_at.append(at[:, 0])
+        p = torch.sigmoid((at - bend) / 0.01)
+        slopes = (p * (1 - p) / 0.01).unflatten(0, (len(bounds[0]), -1))
+        widths = bounds[0][..., 1] - bounds[0][..., 0]
+        sums = widths * (task.quadrature.weights.double()[:, None] * slopes).sum(1)
+        ends = p.unflatten(0, (len(bounds[0]), -1))[:, [0, -1]].transpose(1, 2)
+        return [1.0], {0: PanelSums(sums[..., None].float(), ends.float(), torch.zeros(1, dtype=torch.float32))}
+
+    task = PathTask(SimpleNamespace(cfg=SimpleNamespace(n_layers=1)), "up", quadrature("auto", 16).with_ends())
+    (found,) = integrate_panels(task, [Ask(torch.zeros(1, dtype=torch.long), lambda logits: logits, (0,))], run)
+    assert found.scores.item() == pytest.approx(1.0, abs=0.01)
+    assert found.nodes.item() < 100
+    late = torch.cat(looked_at[2:])
+    assert ((late - bend).abs() < 0.2).all()
