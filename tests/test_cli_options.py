@@ -125,11 +125,11 @@ def test_explore(standing: Callable[..., None], calls: Calls, tmp_path: Path) ->
     standing(page, "write_explorer", written)
     assert "(1.0 MiB)" in run("explore", str(tmp_path / "run"))
     ((_, arguments, named),) = calls
-    assert arguments[0].clusters.equals(located.clusters)
-    assert (arguments[1:], named) == ((Path("explorer.html"), None), {"top": 3, "per_group": 6})
+    assert arguments[1].clusters.equals(located.clusters)
+    assert (arguments[0], arguments[2:], named) == (None, (Path("explorer.html"),), {"top": 3, "per_group": 6})
     run("explore", str(tmp_path / "run"), "--top", "4", "--per-group", "5", "--model", "m", "--out", "other.html")
     assert calls[1] == ("load_model", ("m",), {"device": None})
-    assert calls[2][1][1:] == (Path("other.html"), "the model") and calls[2][2] == {"top": 4, "per_group": 5}
+    assert calls[2][1][::2] == ("the model", Path("other.html")) and calls[2][2] == {"top": 4, "per_group": 5}
 
 
 def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:
