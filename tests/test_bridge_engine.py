@@ -21,7 +21,7 @@ from qrnca_lens.engine.asks import Ask, asked, probability_of
 from qrnca_lens.engine.edits import Edit, read_edited
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.models import check_hooked, load_model, sites_of, to_tokens
+from qrnca_lens.models import check_hooked, checks, load_model, sites_of, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
@@ -195,4 +195,6 @@ def test_hooks_on_a_model_of_ones_own_wait_for_the_test_of_its_neurons(folder_of
     model = TransformerBridge.boot_transformers(str(folder_of("llama")), device="cpu")
     with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda out, hook: out[:, [5]])]):
         check_hooked(model)
+    assert model not in checks._TESTED
     check_hooked(model)
+    assert model in checks._TESTED
