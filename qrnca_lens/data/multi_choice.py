@@ -77,6 +77,7 @@ def to_multi_choice(
         if held_out:  # an option order of its own, not that of the first detection prompt
             rng = random.Random(f"{seed}/{item.id}/held-out")
         prompts = tuple(make_prompt(item, template, distractors, rng) for template in used)
-        queries.append(Query(item.id, item.group, prompts, item.question, item.answer, item.language, item.relation))
+        about = (item.question, item.answer, item.language, item.relation, item.fact)
+        queries.append(Query(item.id, item.group, prompts, *about))
     step = f"multi-choice seed={seed}{' held-out template' * held_out}"
     return QuerySet(tuple(queries), name, (step,))

@@ -39,7 +39,8 @@ class Question:
 
     `distractors` holds three or more wrong answers, or is empty: then they are drawn from the answers of the same group
     (and of the same `relation`, where one is given), but for those in `also_right`, which would answer the question as well.
-    `language` picks the templates. Raises DataError for a field of another type and for half a character.
+    `language` picks the templates. `fact` names what is asked where several questions ask the same, as in several languages.
+    Raises DataError for a field of another type and for half a character.
     """
 
     id: str
@@ -50,12 +51,13 @@ class Question:
     language: str = "en"
     relation: str = ""
     also_right: tuple[str, ...] = ()
+    fact: str = ""
 
     def __post_init__(self) -> None:
         where = f"question {self.id!r}"
         for field in ("id", "group", "question", "answer"):
             check_text(getattr(self, field), field, where)
-        for field in ("language", "relation"):
+        for field in ("language", "relation", "fact"):
             check_text(getattr(self, field), field, where, empty=True)
         for field in ("distractors", "also_right"):
             check_texts(getattr(self, field), field, where)
@@ -119,12 +121,13 @@ class Query:
     answer: str = ""
     language: str = "en"
     relation: str = ""
+    fact: str = ""
 
     def __post_init__(self) -> None:
         where = f"query {self.id!r}"
         for field in ("id", "group"):
             check_text(getattr(self, field), field, where)
-        for field in ("question", "answer", "language", "relation"):
+        for field in ("question", "answer", "language", "relation", "fact"):
             check_text(getattr(self, field), field, where, empty=True)
         check_group(self.group, where)
         if not self.prompts:
@@ -136,6 +139,11 @@ class Query:
                 right, why = marked, f"{prompt.letter} stands for {marked!r} in another"
             if marked and normalise(marked) != normalise(right):
                 raise DataError(f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, but {why}")
+
+    @property
+    def unit(self) -> str:
+        """What counts as one observation: the fact that the query asks for, where it is named, else the query itself."""
+        return self.fact or self.id
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[2] / "_datasets", _HERE.parents[3] / "datasets")
 SHIPPED = ("atlas/domains", "atlas/languages")
 _REQUIRED = ("id", "group", "question", "answer")
-_QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right")
+_QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right", "fact")
 _PROMPT_FIELDS = ("text", "letter", "template", "options")
 _LISTS = ("distractors", "also_right")
 _MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
-_QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation")
+_QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation", "fact")
 
 
 def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: bool = False) -> QuerySet:
@@ -124,7 +124,7 @@ def _questions(rows: list[tuple[int, dict[str, Any]]], path: Path) -> tuple[Ques
         _known_fields(row, _QUESTION_FIELDS, where)
         texts = {key: _field(row, key, where) for key in _REQUIRED}
         _once(texts["id"], questions, where)
-        texts |= {key: _field(row, key, where) for key in ("language", "relation") if _given(row, key)}
+        texts |= {key: _field(row, key, where) for key in ("language", "relation", "fact") if _given(row, key)}
         wrong, right = (_list(row, key, where) for key in _LISTS)
         try:
             item = Question(**texts, distractors=wrong, also_right=right)
@@ -146,7 +146,7 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
         raise DataError(f"{where}: field 'prompts': expected a list of objects with 'text' and 'letter'")
     try:
         made = tuple(_prompt(prompt, where) for prompt in prompts)
-        plain = {key: _field(row, key, where) for key in ("question", "answer", "language", "relation") if _given(row, key)}
+        plain = {key: _field(row, key, where) for key in _QUERY_FIELDS[3:] if _given(row, key)}
         return Query(_field(row, "id", where), _field(row, "group", where), made, **plain)
     except DataError as error:
         raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None

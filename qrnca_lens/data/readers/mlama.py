@@ -178,6 +178,7 @@ def _question(row: _Row) -> Question:
         answer=row.obj_label,
         language=row.language,
         relation=row.relation,
+        fact=f"{RELATIONS[row.relation]}-{row.fact}",
     )
 
 
