@@ -10,6 +10,8 @@ import torch
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+QUERIES_TOGETHER = 8
+"""How many queries' prompts run as one batch; what memory cannot hold of them is halved."""
 _TOLD = ("out of memory", "can't allocate memory", "not enough memory")
 
 
