@@ -257,6 +257,32 @@ def test_a_batch_that_is_too_large_is_halved_and_the_work_goes_on() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
 
 
+def test_a_prompt_that_does_not_fit_goes_on_with_fewer_layers_at_once(
+    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tried = model_of("llama"), []
+    expected = attribute(model, TEXT, 40, steps=4)
+
+    def small(task: PathTask, asks: Sequence[Ask], *, layers_at_once: int | None) -> list[PathIntegral]:
+        tried.append((len(asks), layers_at_once))
+        if len(asks) > 1 or layers_at_once != 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return integrate_by_rows(task, asks, layers_at_once=layers_at_once)
+
+    monkeypatch.setattr("qrnca_lens.attribution.integrated.integrate_by_rows", small)
+    found = attribute(model, [TEXT, TEXT], [40, 40], steps=4)
+    assert all(relative(one.scores, expected.scores) < 1e-5 for one in found)
+    halves = [None, 2, 1] if model.cfg.n_layers > 2 else [None, 1]
+    assert tried == [(2, None), *[(1, layers) for layers in halves] * 2]
+
+    def never(*_: object, **__: object) -> list[PathIntegral]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("qrnca_lens.attribution.integrated.integrate_by_rows", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        attribute(model, TEXT, 40, steps=4)
+
+
 def test_a_continuation_is_attributed_as_its_tokens_are_predicted(model_of: Callable[[str], Any]) -> None:
     """P of two tokens after a prompt, the prompt's last position scaled; against the plain path and by single tokens."""
     model = model_of("llama")

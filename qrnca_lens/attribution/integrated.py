@@ -14,7 +14,7 @@ from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.engine.asks import Ask, Objective, Positions, asked
-from qrnca_lens.engine.batches import in_batches
+from qrnca_lens.engine.batches import free_again, in_batches, is_out_of_memory
 from qrnca_lens.engine.budget import layers_at_once, together
 from qrnca_lens.engine.fallback import by_rows, warn_slow
 from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
@@ -122,7 +122,7 @@ def integrate(
     with exclusive(model), torch.inference_mode(False):
         order = _by_size(asks)
         at_once, layers = _budget(task, asks)
-        for batch in in_batches([asks[i] for i in order], at_once, lambda part: _integrals(task, part, layers)):
+        for batch in in_batches([asks[i] for i in order], at_once, lambda part: _that_fit(task, part, layers)):
             found += batch
     return [path for _, path in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
 
@@ -164,12 +164,24 @@ def _pairs(
     return list(prompts), list(targets)
 
 
+def _that_fit(task: PathTask, asks: Sequence[Ask], layers: int | None) -> list[PathIntegral]:
+    """`_integrals`; a single prompt for which memory runs out goes on with half as many layers at once."""
+    try:
+        return _integrals(task, asks, layers)
+    except Exception as error:
+        at_once = layers or task.model.cfg.n_layers
+        if len(asks) > 1 or at_once == 1 or not is_out_of_memory(error):
+            raise
+    free_again()  # outside of the handler, whose traceback keeps tensors alive
+    return _that_fit(task, asks, (at_once + 1) // 2)
+
+
 def _integrals(task: PathTask, asks: Sequence[Ask], layers: int | None) -> list[PathIntegral]:
     """By rows, those on the plain path that the rows cannot stand for."""
     model, tolerance = task.model, tolerance_of(task.model)
     found, why = by_rows(model, lambda: integrate_by_rows(task, asks, layers_at_once=layers))
     paths = [path if _stands(path, tolerance) else None for path in found] if found else [None] * len(asks)
-    warn_slow(model, paths.count(None), len(asks), why, stacklevel=6)
+    warn_slow(model, paths.count(None), len(asks), why, stacklevel=7)
     return [_valid(task, ask, path or _plain(task, ask, tolerance)) for ask, path in zip(asks, paths, strict=True)]
 
 

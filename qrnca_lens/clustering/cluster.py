@@ -29,14 +29,20 @@ class Cluster:
 
 def make_cluster(query: str, group: str, scores: Sequence[Scores], threshold: float) -> Cluster:
     """Keep, per template, the neurons with score > threshold * highest score; join the templates. May be empty."""
-    if not 0 <= number("threshold", threshold) < 1:
-        raise ValueError(f"threshold must lie in [0, 1), not {threshold}")
+    threshold = threshold_share(threshold)
     parts = [_kept(template, threshold) for template in scores]
     table = pd.concat(parts, ignore_index=True)
     joined = table.groupby(["layer", "neuron"], as_index=False).agg(
         attribution=("attribution", "sum"), templates=("attribution", "size")
     )
     return Cluster(query, group, joined[CLUSTER_COLUMNS])
+
+
+def threshold_share(value: float) -> float:
+    """t as a plain float. ValueError outside of [0, 1)."""
+    if not 0 <= (share := number("threshold", value)) < 1:
+        raise ValueError(f"threshold must lie in [0, 1), not {share}")
+    return share
 
 
 def _kept(scores: Scores, threshold: float) -> pd.DataFrame:

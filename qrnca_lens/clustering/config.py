@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
+from qrnca_lens.clustering.cluster import threshold_share
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import number, whole_number
@@ -34,7 +35,7 @@ class QRNCAConfig:
     def __post_init__(self) -> None:
         plain = {
             "steps": whole_number("steps", self.steps),
-            "threshold": number("threshold", self.threshold),
+            "threshold": threshold_share(self.threshold),
             "top": whole_number("top", self.top, at_least=1),
             "common_share": number("common_share", self.common_share),
         }
@@ -43,7 +44,5 @@ class QRNCAConfig:
         quadrature(self.rule, self.steps)
         if self.site is not None and self.site not in get_args(Site):
             raise ValueError(f"site must be None or one of {', '.join(get_args(Site))}, not {self.site!r}")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must lie in [0, 1), not {self.threshold}")
         if not 0 < self.common_share <= 1:
             raise ValueError(f"common_share must lie in (0, 1], not {self.common_share}")

@@ -10,6 +10,8 @@ import torch
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
+QUERIES_TOGETHER = 8
+"""How many queries' prompts run as one batch; what memory cannot hold of them is halved."""
 _TOLD = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -18,6 +20,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _TOLD)
+
+
+def free_again() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def in_batches(items: Sequence[Item], together: int, run: Callable[[Sequence[Item]], list[Found]]) -> Iterator[list[Found]]:
@@ -35,9 +44,7 @@ def in_batches(items: Sequence[Item], together: int, run: Callable[[Sequence[Ite
             found = None
         if found is None:  # outside of the handler, whose traceback keeps tensors alive
             size = max(1, min(size, len(items) - start) // 2)
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_again()
             continue
         yield found
         start += size

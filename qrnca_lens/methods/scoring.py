@@ -11,6 +11,7 @@ from qrnca_lens.attribution.integrated import AttributionError
 from qrnca_lens.attribution.letters import options_of
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.data import Prompt, QuerySet
+from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.methods.ranking import Ranking
 from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, mlp_width
 
@@ -38,7 +39,6 @@ ScoreFunction = Callable[[Asked], Scores]
 """A score for every MLP neuron of the model, higher = more important for the right letter."""
 ScoresTogether = Callable[[Sequence[Asked]], list[Scores]]
 """The same for several prompts of one model, which may run as one batch."""
-_TOGETHER = 8  # queries whose prompts are scored together
 
 
 def one_by_one(function: ScoreFunction) -> ScoresTogether:
@@ -65,8 +65,8 @@ def rank_by_scores(
     key: str, function: ScoresTogether, model: HookedModel, queries: QuerySet
 ) -> Iterator[tuple[str, Ranking]]:
     """Every query's id with all neurons of the model by their scores, summed over the query's prompts."""
-    for start in range(0, len(queries), _TOGETHER):
-        part = queries.queries[start : start + _TOGETHER]
+    for start in range(0, len(queries), QUERIES_TOGETHER):
+        part = queries.queries[start : start + QUERIES_TOGETHER]
         found = iter(scores_of_prompts(key, function, model, [prompt for query in part for prompt in query.prompts]))
         for query in part:
             yield query.id, Ranking.of_scores(torch.stack([next(found) for _ in query.prompts]).sum(0))

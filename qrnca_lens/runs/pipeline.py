@@ -27,6 +27,7 @@ from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.agreement import tolerance_of
+from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.models import (
     BusyModelError,
     HookedModel,
@@ -42,7 +43,6 @@ from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
-_TOGETHER = 8  # queries whose prompts run together; the same ones after an interruption
 _LOG = logging.getLogger(__name__)
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
 
@@ -219,8 +219,8 @@ def _compute(
     with progress_bar(progress) as bar:
         task = bar.add_task("locating", total=len(queries))
         with run.kept():
-            for start in range(0, len(queries), _TOGETHER):
-                part = queries.queries[start : start + _TOGETHER]
+            for start in range(0, len(queries), QUERIES_TOGETHER):
+                part = queries.queries[start : start + QUERIES_TOGETHER]
                 new = [query for query in part if query.id not in unusable and query.id not in run.done]
                 for query, found in _attributed(model, new, config, checked, failures):
                     run.add(query, *_summary(query, found, config))
