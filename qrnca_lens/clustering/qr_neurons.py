@@ -133,6 +133,17 @@ class QRNeurons:
         return tuple(dict.fromkeys(self.queries["group"]))
 
     @property
+    def units(self) -> pd.Series:
+        """What each row of `queries` counts as: the fact it asks for, where `asked` names one, else the query itself.
+
+        Queries of several groups for one fact are one observation. Results put together by hand and runs over questions
+        that name no fact know of none.
+        """
+        known = {query.id: query.unit for query in self.asked}
+        units = [known.get(query, query) for query in self.queries["query"].tolist()]
+        return pd.Series(units, index=self.queries.index, name="unit", dtype=object)
+
+    @property
     def common_set(self) -> NeuronSet:
         """The common neurons as a set, most common first."""
         return NeuronSet.from_frame(self.common)
