@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -126,6 +128,17 @@ def test_units_are_facts_where_they_are_named() -> None:
     assert located.units.tolist() == ["one", "b", "one", "d", "e", "f"]
     assert located.restrict(list("abce")).units.tolist() == ["one", "b", "one", "e"]
     assert by_hand().units.tolist() == list("abcdef")
+
+
+def test_a_run_of_a_time_before_facts_opens(tmp_path: Path) -> None:
+    located = asked(by_hand(), {"a": "one", "c": "one"})
+    located.save(tmp_path / "run")
+    assert QRNeurons.load(tmp_path / "run").units.tolist() == located.units.tolist()
+    record = json.loads((tmp_path / "run" / "asked.json").read_text())
+    for query in record["queries"]:
+        del query["fact"]
+    (tmp_path / "run" / "asked.json").write_text(json.dumps(record))
+    assert QRNeurons.load(tmp_path / "run").units.tolist() == list("abcdef")
 
 
 def test_rates_refuse_what_they_cannot_draw() -> None:

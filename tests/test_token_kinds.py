@@ -18,7 +18,7 @@ from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data.stop_words import ALL_STOP_WORDS, STOP_WORDS
 from qrnca_lens.models import load_model, target_id
 from qrnca_lens.readout.promoted import strongest
-from qrnca_lens.readout.token_kinds import KIND_COLUMNS, KINDS, _kind, common_token_test, token_kinds
+from qrnca_lens.readout.token_kinds import KIND_COLUMNS, KINDS, _kind, common_token_test, vocabulary_kinds
 
 
 def with_common(*common: tuple[int, int]) -> QRNeurons:
@@ -54,7 +54,7 @@ def test_the_kind_of_a_text() -> None:
 
 def test_the_vocabulary_s_kinds(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
-    kinds = token_kinds(model)
+    kinds = vocabulary_kinds(model)
     assert kinds.shape == (len(model.tokenizer), 3) and kinds.sum(axis=1).max() == 1
     pieces = [model.tokenizer.convert_ids_to_tokens(i) for i in np.flatnonzero(kinds[:, 0]).tolist()]
     assert set(pieces) == {space + letter for space in ("", "Ġ") for letter in "ABCD"}
@@ -72,7 +72,7 @@ def test_planted_letters_against_all_others_of_the_layer(writers: Any) -> None:
         assert found["random share"][kind] == pytest.approx((sum(hits) - hits[5]) / 47)
         assert row.p == pytest.approx(sum(hits) / 48 if hits[5] else 1.0, abs=0.02)
     assert found["found"].tolist() == [1, 0, 0]
-    assert found["vocabulary share"].tolist() == token_kinds(writers).mean(axis=0).tolist()
+    assert found["vocabulary share"].tolist() == vocabulary_kinds(writers).mean(axis=0).tolist()
     pd.testing.assert_frame_equal(found, common_token_test(writers, with_common((1, 5)), k=1, controls=47))
 
 
@@ -114,7 +114,7 @@ def test_nothing_common_and_bad_input(model_of: Callable[[str], Any]) -> None:
     none = common_token_test(model_of("llama"), made([("a", 0, 1, 1.0)], dict(zip("abcd", "xxyy", strict=True))))
     assert none[["neurons", "found", "of"]].to_numpy().sum() == 0
     assert none[["share", "random share", "p", "p_corrected"]].isna().all(axis=None)
-    assert none["vocabulary share"].tolist() == token_kinds(model_of("llama")).mean(axis=0).tolist()
+    assert none["vocabulary share"].tolist() == vocabulary_kinds(model_of("llama")).mean(axis=0).tolist()
     with pytest.raises(ValueError, match=r"neuron L1\.N48 is outside the model"):
         common_token_test(model_of("llama"), with_common((1, 48)))
     with pytest.raises(ValueError, match="k must lie in 1 to 310, not 311"):

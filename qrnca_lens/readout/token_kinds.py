@@ -46,7 +46,7 @@ def common_token_test(
     check_hooked(model)
     k = whole_number("k", k, at_least=1, at_most=vocabulary_size(model))
     controls, generator = whole_number("controls", controls, at_least=1), np.random.default_rng(seed_number(seed))
-    kinds, common = token_kinds(model), located.common_set
+    kinds, common = vocabulary_kinds(model), located.common_set
     common.check_inside(model.cfg.n_layers, mlp_width(model))
     vocabulary = kinds.mean(axis=0)
     if not len(common):
@@ -63,7 +63,7 @@ def common_token_test(
     return _frame(found, k, vocabulary, generator)
 
 
-def token_kinds(model: HookedModel) -> Bool[np.ndarray, "token kind"]:
+def vocabulary_kinds(model: HookedModel) -> Bool[np.ndarray, "token kind"]:
     """Which of KINDS every token of the vocabulary is, if any; at most one."""
     check_hooked(model)
     return np.array([_kind(str(model.tokenizer.decode([i])).strip()) for i in range(vocabulary_size(model))])
