@@ -24,17 +24,20 @@ from qrnca_lens.localization import (
     group_heatmap,
     jaccard,
     layer_counts,
+    layer_test,
     mean_overlap,
     overlap,
+    overlap_rates,
     overlap_test,
 )
-from qrnca_lens.localization.significance import TEST_COLUMNS, _label_chunks, holm
+from qrnca_lens.localization.shuffles import label_chunks
+from qrnca_lens.localization.significance import TEST_COLUMNS, holm
 from qrnca_lens.models import load_model, target_id
 from qrnca_lens.readout.promoted import promoted_tokens, read_tokens, visible_token
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as figures
 
-TESTS = [overlap_test, concentration_test]
+TESTS = [overlap_test, concentration_test, layer_test]
 
 
 def planted(regions: bool, n: int = 20, seed: int = 0) -> QRNeurons:
@@ -85,7 +88,13 @@ def test_overlap_agrees_with_sets() -> None:
 
 
 def test_common_neurons_by_layer() -> None:
-    assert common_locations(by_hand()).to_dict("list") == {"layer": [0, 1, 2], "neurons": [0, 0, 1], "share": [0, 0, 1]}
+    found = common_locations(by_hand())
+    assert found[["layer", "neurons", "share"]].to_dict("list") == {
+        "layer": [0, 1, 2],
+        "neurons": [0, 0, 1],
+        "share": [0, 0, 1],
+    }
+    assert found[["clustered", "expected"]].to_dict("list") == {"clustered": [2, 2, 1], "expected": [0.4, 0.4, 0.2]}
     none = common_locations(planted(regions=False, n=4))
     assert none["neurons"].sum() == none["share"].sum() == 0
 
@@ -117,7 +126,8 @@ def test_a_shuffle_equals_a_result_with_other_labels() -> None:
     located = planted(regions=False, n=4)
     number = {group: i for i, group in enumerate(located.groups)}
     labels = located.queries["group"].map(number).to_numpy(dtype=int)
-    (_, shuffled), chunks = _label_chunks(labels, 1, 5, 10), {}
+    (true, shuffled), chunks = label_chunks(located, 1, 5, 10), {}
+    assert true[0].tolist() == labels.tolist()
     names = dict(zip(located.queries["query"], (located.groups[i] for i in shuffled[0]), strict=True))
     dealt = QRNeurons(
         located.clusters.assign(group=located.clusters["query"].map(names)),
@@ -132,11 +142,11 @@ def test_a_shuffle_equals_a_result_with_other_labels() -> None:
 
 
 def test_shuffles_keep_group_sizes_and_do_not_depend_on_blocks() -> None:
-    labels = np.repeat([0, 1, 2], [5, 3, 2])
-    whole, pieces = (np.concatenate(list(_label_chunks(labels, 9, 1, chunk))) for chunk in (9, 2))
+    located = made([], dict(zip("abcdefghij", "xxxxxyyyzz", strict=True)))
+    whole, pieces = (np.concatenate(list(label_chunks(located, 9, 1, chunk))) for chunk in (9, 2))
     assert np.array_equal(whole, pieces)
     assert whole.shape == (10, 10)
-    assert np.array_equal(whole[0], labels)
+    assert np.array_equal(whole[0], np.repeat([0, 1, 2], [5, 3, 2]))
     assert all(np.bincount(row).tolist() == [5, 3, 2] for row in whole)
 
 
@@ -303,7 +313,7 @@ def test_figures_carry_their_data_and_touch_no_global() -> None:
     matrix, lines = figures.overlap_matrix(located), figures.layer_distribution(located)
     test = figures.permutation(overlap_test(located, 20))
     assert plotly.io.templates.default == before
-    assert np.array_equal(np.asarray(matrix.data[0].z, dtype=float), overlap(located).to_numpy())
+    assert np.array_equal(np.asarray(matrix.data[0].z, dtype=float), overlap_rates(located).rates.to_numpy())
     counts = layer_counts(located)
     assert [line.name for line in lines.data] == list(located.groups)
     assert list(lines.data[1].y) == pytest.approx((counts.loc["g1"] / counts.loc["g1"].sum()).tolist())

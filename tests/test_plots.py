@@ -10,6 +10,7 @@ import plotly.io
 import pytest
 from handmade import by_hand
 
+from qrnca_lens.localization import overlap_rates
 from qrnca_lens.localization.significance import TEST_COLUMNS
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as plots_localization
@@ -55,14 +56,15 @@ def test_the_layer_distribution_shows_shares() -> None:
     assert list(lines[0].y) == pytest.approx([2 / 3, 1 / 3, 0])
 
 
-def test_the_overlap_matrix_is_read_along_its_rows() -> None:
-    """Of x's three neurons one is in y, of y's two one is in x."""
+def test_the_overlap_matrix_shows_the_symmetric_rate() -> None:
+    """Of x's three neurons and y's two they share one."""
     figure = plots_localization.overlap_matrix(by_hand())
     (matrix,) = figure.data
-    wanted = [[1, 1 / 3, 0], [1 / 2, 1, 0], [np.nan] * 3]
+    wanted = [[1, 0.4, np.nan], [0.4, 1, np.nan], [np.nan] * 3]
     assert np.allclose(np.asarray(matrix.z, dtype=float), wanted, equal_nan=True)
-    assert matrix.customdata.tolist() == [[3] * 3, [2] * 3, [0] * 3]
-    assert matrix.text[0][1] == "x<br>are QR neurons of y too"
+    assert np.array_equal(matrix.customdata, overlap_rates(by_hand()).permuted.to_numpy())
+    assert matrix.text[0][1] == "x<br>and y"
+    assert "at 2 queries a group; 0.40 on average" in figure.layout.title.text
     assert list(figure.layout.xaxis.ticktext) == list(figure.layout.yaxis.ticktext) == ["x", "y", "z"]
 
 

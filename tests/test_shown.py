@@ -21,6 +21,7 @@ from qrnca_lens.attribution import attribute
 from qrnca_lens.clustering import NeuronClusters, QRNCAConfig, QRNeurons, cluster_neurons
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.shown import escaped, plotly_label, plotly_whole, table, visible, visible_lines
+from qrnca_lens.localization import overlap_rates
 from qrnca_lens.methods import Ranking
 from qrnca_lens.runs.forecast import Estimate
 from qrnca_lens.runs.pipeline import locate
@@ -92,6 +93,7 @@ def test_every_result_takes_texts_for_texts(
     prompt = located.asked[query].prompts[0].text
     made = [
         located,
+        overlap_rates(located),
         clusters,
         replace(attribute(model, prompt, 5, steps=2), target=HOSTILE),
         show(model, original, query),

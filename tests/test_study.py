@@ -140,7 +140,7 @@ def test_what_is_no_number_is_null_in_the_record(run: tuple[Any, QRNeurons]) -> 
     record = as_json(
         {"short": Results(located, effects, effects, empty, empty, empty, empty.assign(group="g", neurons="n"))},
         {"seconds": float("nan")},
-        {"short": (empty, empty)},
+        {"short": {"overlap": empty}},
     )
     json.dumps(record, allow_nan=False)
     assert record["about"]["seconds"] is None

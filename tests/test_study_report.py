@@ -15,7 +15,7 @@ from handmade import WRITER, by_hand, effects, planted_queries, writers
 
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import neutral_loss, neutral_text, other_queries
-from qrnca_lens.localization import concentration_test, overlap_test
+from qrnca_lens.localization import concentration_test, layer_test, overlap_test
 from qrnca_lens.study import Reproduction, Subject, reproduce
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.report import write_report
@@ -128,7 +128,7 @@ def values(of: Any) -> Any:
 def test_a_report_tells_the_permutation_tests_apart(report: tuple[Reproduction, str, dict[str, Any]]) -> None:
     study, text, record = report
     for name, result in study.results.items():
-        for key, test in (("overlap", overlap_test), ("concentration", concentration_test)):
+        for key, test in (("overlap", overlap_test), ("concentration", concentration_test), ("layers", layer_test)):
             wanted = test(result.located, permutations=9)
             found = pd.DataFrame(record["significance"][name][key])
             assert found["statistic"].tolist() == wanted["statistic"].tolist()
@@ -158,7 +158,7 @@ def test_a_report_has_every_table(report: tuple[Reproduction, str, dict[str, Any
         "Table 6: edit success": "<td>0 / 4</td>",
         "Table 6, methods beyond the paper": "<td>Random, same layers</td>",
         "Table 7: neuron-based prediction": "<td>0.625</td>",
-        "Figure 2a: overlap between groups": "<td>languages</td><td>0</td><td>0.2083</td><td>0.5</td><td>0.02</td>",
+        "Figure 2a: overlap between groups": "<td>languages</td><td>2</td><td>0.4</td><td>0.4</td><td>0.4</td>",
     }.items():
         assert cell in report[1].split(f"<h2>{title}</h2>")[1].split("</section>")[0]
     assert "Queries that failed" not in report[1]

@@ -10,6 +10,7 @@ from handmade import by_hand, effects, made
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.localization import overlap_rates
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.reproduction import Results
 from qrnca_lens.study.tables import as_json, figure2a, table3, table4, table6, table7
@@ -168,13 +169,16 @@ def test_table7_has_chance_and_the_paper_beside_what_was_measured() -> None:
 
 
 def test_figure2a_by_hand() -> None:
-    """Of x's three neurons one is in y, of y's two one is in x; z has none, so its row does not count and nothing is in it:
-    the rates are 1/3, 0, 1/2, 0."""
-    found = figure2a({name: results() for name in ("domains", "languages", "ours")})
-    assert list(found.columns) == ["data set", "lowest", "mean", "highest", "paper lowest", "paper highest"]
-    ours = (0.0, pytest.approx((1 / 3 + 1 / 2) / 4), 0.5)
-    rows = [tuple(row) for row in found.astype(object).where(found.notna(), None).itertuples(index=False, name=None)]
-    assert rows == [("domains", *ours, 0.35, 0.49), ("languages", *ours, 0.02, 0.13), ("ours", *ours, None, None)]
+    """The sets of three groups of two queries each: x {1, 2}, y {2, 3}, z {2, 4, 5}: |A and B| / mean is 1 / 2 for x and y,
+    1 / 2.5 where z is one of the two."""
+    neurons = {"a": [1], "b": [2], "c": [2], "d": [3], "e": [2], "f": [4, 5]}
+    rows = [(query, 0, neuron, 1.0) for query, of_query in neurons.items() for neuron in of_query]
+    located = made(rows, dict(zip("abcdef", "xxyyzz", strict=True)), common_share=0.9)
+    found = figure2a({"ours": results(located=located), "by hand": results()})
+    assert list(found.columns) == ["data set", "queries", "lowest", "mean", "highest", "permuted mean"]
+    assert found.iloc[0, :5].tolist() == ["ours", 2, pytest.approx(0.4), pytest.approx(1.3 / 3), pytest.approx(0.5)]
+    assert found["permuted mean"][0] == overlap_rates(located).permuted_mean
+    assert found.iloc[1, 1:5].tolist() == [2, *[pytest.approx(0.4)] * 3]  # z has no neurons: x and y alone make a pair
 
 
 def test_the_record_holds_every_table() -> None:
@@ -192,7 +196,7 @@ def test_the_record_holds_every_table() -> None:
         tokens=pd.DataFrame({"promoted": ["▁B"], "rank": [1]}),
         prediction=pd.DataFrame([predicted("biology", "QR neurons", "probe")], columns=PREDICTION_COLUMNS),
     )
-    tests = {"domains": (pd.DataFrame({"p": [0.1]}), pd.DataFrame({"p": [0.2]}))}
+    tests = {"domains": {"overlap": pd.DataFrame({"p": [0.1]}), "layers": pd.DataFrame({"p": [0.2]})}}
     record = as_json({"domains": result}, {"seed": 3}, tests)
     assert record["about"] == {"seed": 3}
     ratios = {method: record["table4"][method]["domains"] for method in methods}
@@ -226,10 +230,12 @@ def test_the_record_holds_every_table() -> None:
     ]
     assert record["table5"] == [{"promoted": "▁B", "rank": 1, "data set": "domains"}]
     assert [(row["accuracy"], row["paper"]) for row in record["table7"]] == [(0.75, 0.96)]
-    assert [(row["lowest"], row["highest"], row["paper highest"]) for row in record["figure2a"]] == [(0.0, 0.5, 0.49)]
+    assert [(row["queries"], row["lowest"], row["highest"]) for row in record["figure2a"]] == [
+        (2, *[pytest.approx(0.4)] * 2)
+    ]
     assert record["collateral"] == [
         {"query": "q0", "p_after": 0.1, "data set": "domains", "loss_after": None},
         {"query": "q0", "p_after": None, "data set": "domains", "loss_after": 2.5},
     ]
     assert record["failed"] == [{"query": "lost", "group": "x", "prompt": 1, "reason": "too long", "data set": "domains"}]
-    assert record["significance"] == {"domains": {"overlap": [{"p": 0.1}], "concentration": [{"p": 0.2}]}}
+    assert record["significance"] == {"domains": {"overlap": [{"p": 0.1}], "layers": [{"p": 0.2}]}}

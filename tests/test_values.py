@@ -23,10 +23,19 @@ from qrnca_lens.core.values import LARGEST_SEED, listed, number, seed_number, wh
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import neutral_loss, other_queries
 from qrnca_lens.editing.effects import edit_effects
-from qrnca_lens.localization import concentration_test, group_heatmap, overlap_test
+from qrnca_lens.localization import (
+    common_layer_test,
+    concentration_test,
+    group_heatmap,
+    layer_test,
+    overlap_difference,
+    overlap_rates,
+    overlap_test,
+)
 from qrnca_lens.methods import at_most, share
 from qrnca_lens.methods.controls import random_rankings, random_sets
 from qrnca_lens.methods.variants import qrnca
+from qrnca_lens.readout.token_kinds import common_token_test
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study.reproduction import Sample
 from qrnca_lens.views import Explorer, circuit, show
@@ -133,6 +142,15 @@ WHOLE: dict[str, Callable[[Any, QRNeurons, Any], Any]] = {
     "cluster seed": lambda model, located, value: cluster_neurons(located, min_queries=1, seed=value),
     "permutations": lambda model, located, value: overlap_test(located, value),
     "concentration permutations": lambda model, located, value: concentration_test(located, value),
+    "layer permutations": lambda model, located, value: layer_test(located, value),
+    "rate draws": lambda model, located, value: overlap_rates(located, draws=value),
+    "rate size": lambda model, located, value: overlap_rates(located, value),
+    "difference draws": lambda model, located, value: overlap_difference(located, located, draws=value),
+    "difference size": lambda model, located, value: overlap_difference(located, located, per_group=value),
+    "difference seed": lambda model, located, value: overlap_difference(located, located, seed=value),
+    "common draws": lambda model, located, value: common_layer_test(located, value),
+    "kinds k": lambda model, located, value: common_token_test(model, located, value),
+    "controls": lambda model, located, value: common_token_test(model, located, controls=value),
     "test seed": lambda model, located, value: overlap_test(located, 9, value),
     "test bins": lambda model, located, value: concentration_test(located, 9, bins=value),
     "map bins": lambda model, located, value: group_heatmap(located, bins=value),

@@ -133,6 +133,17 @@ class QRNeurons:
         return tuple(dict.fromkeys(self.queries["group"]))
 
     @property
+    def units(self) -> pd.Series:
+        """What each row of `queries` counts as: the fact it asks for, where `asked` names one, else the query itself.
+
+        Queries of several groups for one fact are one observation. Results put together by hand and runs over questions
+        that name no fact know of none.
+        """
+        known = {query.id: query.unit for query in self.asked}
+        units = [known.get(query, query) for query in self.queries["query"].tolist()]
+        return pd.Series(units, index=self.queries.index, name="unit", dtype=object)
+
+    @property
     def common_set(self) -> NeuronSet:
         """The common neurons as a set, most common first."""
         return NeuronSet.from_frame(self.common)
@@ -207,7 +218,7 @@ class QRNeurons:
         failed = field_of(tuple[Failure, ...], header, "failed", file) if header["format"] > 1 else ()
         config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
         clusters, queries = read_clusters(path / "clusters.parquet", model), read_queries(path / "queries.parquet")
-        asked = value_of(QuerySet, read_json(path / "asked.json"), str(path / "asked.json"))
+        asked = value_of(QuerySet, _asked_record(path / "asked.json"), str(path / "asked.json"))
         there = set(queries["query"])
         if not there.issuperset(clusters["query"]) or (len(asked) and there != {query.id for query in asked}):
             raise RunError(f"{path}: its tables and asked.json name different queries; it is damaged, start again elsewhere")
@@ -276,6 +287,16 @@ def _check_once(table: pd.DataFrame, names: list[str], path: Path) -> None:
         found = ", ".join(map(repr, twice[names].iloc[0].tolist()))
         where = ", ".join(map(repr, names))
         raise RunError(f"{path}: column {where}: {found} stands there twice; it is damaged, start again elsewhere")
+
+
+def _asked_record(path: Path) -> Any:
+    """What the file of a run's queries holds; queries of a time before they could name their fact name none."""
+    record = read_json(path)
+    queries = record.get("queries") if isinstance(record, dict) else None
+    for query in queries if isinstance(queries, list) else []:
+        if isinstance(query, dict):
+            query.setdefault("fact", "")
+    return record
 
 
 def _check_asked(asked: QuerySet, about: dict[str, Any], path: Path) -> None:

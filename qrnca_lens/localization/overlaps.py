@@ -1,4 +1,4 @@
-"""How far the QR-neuron sets of groups coincide, and where the common neurons sit (paper, figure 2a and appendix)."""
+"""How far the QR-neuron sets of groups coincide, each made by all of its queries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from qrnca_lens.clustering import QRNeurons
 
 
 def overlap(located: QRNeurons) -> pd.DataFrame:
-    """The share of group a's QR neurons (row) that are also QR neurons of group b (column); paper, figure 2a.
+    """The share of group a's QR neurons (row) that are also QR neurons of group b (column).
 
     A group's set holds every neuron that is a QR neuron of any of its queries, counted once. Groups come in the order of
     `located.groups` on both axes; shares lie in [0, 1] and the diagonal is 1. The table is not symmetric: a small set can
-    lie wholly inside a large one. The row of a group without QR neurons is NaN.
+    lie wholly inside a large one; and shares grow with the number of queries a group, so groups of other sizes cannot be
+    compared by it (`overlap_rates` is for that). The row of a group without QR neurons is NaN.
     """
     shared = _intersections(located)
-    return _square(located, _ratio(shared, np.broadcast_to(np.diag(shared)[:, None], shared.shape)))
+    return square(located, _ratio(shared, np.broadcast_to(np.diag(shared)[:, None], shared.shape)))
 
 
 def jaccard(located: QRNeurons) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def jaccard(located: QRNeurons) -> pd.DataFrame:
     shared = _intersections(located)
     sizes = np.diag(shared)
     both_filled = np.outer(sizes, sizes) > 0
-    return _square(located, _ratio(shared, np.where(both_filled, sizes[:, None] + sizes - shared, 0.0)))
+    return square(located, _ratio(shared, np.where(both_filled, sizes[:, None] + sizes - shared, 0.0)))
 
 
 def mean_overlap(located: QRNeurons, queries: Collection[str] | None = None) -> float:
@@ -50,17 +51,6 @@ def mean_shares(present: Bool[np.ndarray, "neuron *shuffle group"]) -> Float[np.
     holders = present.sum(axis=-1, keepdims=True)
     shared = (present * (holders - 1)).sum(axis=0)
     return _ratio(shared / (present.shape[-1] - 1), present.sum(axis=0))
-
-
-def common_locations(located: QRNeurons) -> pd.DataFrame:
-    """The common neurons by layer (paper, appendix), one row for every layer: layer, neurons, share.
-
-    `neurons` counts the common neurons of the layer, `share` is that count over all common neurons (0 where there are
-    none).
-    """
-    counts = located.common["layer"].value_counts().reindex(range(located.model.n_layers), fill_value=0)
-    share = counts / max(1, len(located.common))
-    return pd.DataFrame({"layer": counts.index, "neurons": counts.to_numpy(), "share": share.to_numpy()})
 
 
 def _intersections(located: QRNeurons) -> Float[np.ndarray, "group group"]:
@@ -83,6 +73,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
-def _square(located: QRNeurons, values: Float[np.ndarray, "group group"]) -> pd.DataFrame:
+def square(located: QRNeurons, values: Float[np.ndarray, "group group"]) -> pd.DataFrame:
+    """A table of group x group, in the order of `located.groups`."""
     names = list(located.groups)
     return pd.DataFrame(values, index=pd.Index(names, name="group"), columns=pd.Index(names, name="other group"))

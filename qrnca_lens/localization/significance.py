@@ -1,11 +1,13 @@
-"""Is a region real? Permutation tests of what sets a group's QR neurons apart (added to the paper's figures 2a and 5).
+"""Is a region real? Permutation tests of what sets a group's QR neurons apart (added to the paper's figures 2a, 2b and 5).
 
-The null hypothesis: which group a query belongs to does not matter for its QR neurons. Each permutation deals the group
+The null hypothesis: which group a question belongs to does not matter for its QR neurons. Each permutation deals the group
 labels anew over the queries, so that every group keeps its number of queries and every query keeps its neurons and naica
-(common neurons, ica and naica do not depend on labels, so nothing has to be computed again). A region counts as real if its
-statistic is extreme among the same statistic under shuffled labels.
+(common neurons, ica and naica do not depend on labels, so nothing has to be computed again). Where groups ask for the same
+facts (`QRNeurons.units`), labels change places only among the queries for one fact, so that what differs between facts is
+no evidence; elsewhere among all queries. For languages the null is false before anything is measured, as their scripts and
+words differ: a small p says there that a text's language shows in its neurons, not that knowledge is kept by language.
 
-Both tests return the columns of `TEST_COLUMNS`, one row a group:
+The tests return the columns of `TEST_COLUMNS`, one row a group:
 `statistic` names what is measured, `queries` is the group's size, `observed` its value; `permuted`, `low` and `high` are
 the mean and the 2.5 % and 97.5 % quantiles under shuffled labels; `p` = (1 + permutations at least as extreme) / (1 +
 permutations) is one-sided; `p_corrected` is `p` after Holm's correction for the number of groups. A group without QR
@@ -14,21 +16,23 @@ neurons has NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.values import seed_number, whole_number
 from qrnca_lens.localization.overlaps import mean_shares
+from qrnca_lens.localization.shuffles import by_query, chunk_size, group_sums, label_chunks, neuron_numbers
 
 TEST_COLUMNS = ["group", "statistic", "queries", "observed", "permuted", "low", "high", "p", "p_corrected"]
-_CHUNK_ENTRIES = 8_000_000
-_TIE = 1e-12
+LEVEL = 0.05
+TIE = 1e-12
+"""How far two values of a statistic may lie apart and still count as equal."""
 
 
 def overlap_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -42,8 +46,7 @@ def overlap_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) ->
     permutation.
     """
     permutations, seed = _checked(located, permutations, seed)
-    column = located.table.groupby(["layer", "neuron"]).ngroup().to_numpy()
-    members = _matrix(located, column, np.ones(len(column)))
+    members = by_query(located, neuron_numbers(located), np.ones(len(located.table)))
     values = _permuted(located, members, lambda counts: mean_shares(counts > 0), permutations, seed)
     return _frame(located, "mean overlap with the other groups' sets", values, smaller=True)
 
@@ -65,9 +68,34 @@ def concentration_test(located: QRNeurons, permutations: int = 1000, seed: int =
     width = located.model.bin_width(bins)
     cells = located.table["layer"] * located.model.d_mlp + located.table["neuron"] // width
     column = np.unique(cells.to_numpy(dtype=int), return_inverse=True)[1]
-    naica = _matrix(located, column, located.table["naica"].to_numpy(dtype=float))
+    naica = by_query(located, column, located.table["naica"].to_numpy(dtype=float))
     values = _permuted(located, naica, _herfindahl, permutations, seed)
     return _frame(located, "Herfindahl index of the summed naica", values, smaller=False)
+
+
+def layer_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Do a group's QR neurons lie in OTHER layers than those of the other groups, more than chance would have it?
+
+    The statistic of a group is the total variation distance between its distribution over layers and that of all other
+    groups together: half the sum of the absolute differences, in [0, 1], 1 where they share no layer. A distribution is
+    the mean over queries of the share of the query's QR neurons in each layer, so that every query counts equally, however
+    many neurons it has (the query is what is dealt, and what is observed); queries without QR neurons do not count. `p`
+    counts permutations at or above the observed value.
+
+    Returns the frame described in the module; `seed` fixes the shuffles. ValueError for fewer than 2 groups or 1
+    permutation.
+    """
+    permutations, seed = _checked(located, permutations, seed)
+    share = 1 / located.table.groupby("query")["query"].transform("size").to_numpy(dtype=float)
+    shares = by_query(located, located.table["layer"].to_numpy(dtype=int), share)
+    values = _permuted(located, shares, _apart, permutations, seed)
+    return _frame(located, "distance in layers from the other groups", values, smaller=False)
+
+
+def significant(test_frame: pd.DataFrame) -> tuple[int, int]:
+    """In how many groups of a test's frame `p_corrected` is below 0.05, and for how many the test could tell (not NaN)."""
+    known = test_frame["p_corrected"].dropna()
+    return int((known < LEVEL).sum()), len(known)
 
 
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
@@ -87,6 +115,15 @@ def _herfindahl(sums: Float[np.ndarray, "column shuffle group"]) -> Float[np.nda
     return np.divide(squares, total**2, out=np.full(total.shape, np.nan), where=total > 0)
 
 
+def _apart(sums: Float[np.ndarray, "layer shuffle group"]) -> Float[np.ndarray, "shuffle group"]:
+    """Total variation distance of each group's sums from those of all others; NaN where either are all 0."""
+    rest = sums.sum(axis=-1, keepdims=True) - sums
+    totals = sums.sum(axis=0), rest.sum(axis=0)
+    known = (totals[0] > TIE) & (totals[1] > TIE)
+    own, others = (part / np.where(known, total, 1.0) for part, total in zip((sums, rest), totals, strict=True))
+    return np.where(known, np.abs(own - others).sum(axis=0) / 2, np.nan)
+
+
 def _permuted(
     located: QRNeurons,
     entries: sparse.csr_array,
@@ -95,39 +132,15 @@ def _permuted(
     seed: int,
 ) -> Float[np.ndarray, "shuffle group"]:
     """The statistic of every group: row 0 with the true labels, the other rows with shuffled ones."""
-    position = {group: i for i, group in enumerate(located.groups)}
-    labels = located.queries["group"].map(position).to_numpy(dtype=int)
-    chunk = max(1, _CHUNK_ENTRIES // max(1, len(entries.indptr) * len(position)))
-    found, rows = [], len(entries.indptr) - 1
-    for dealt in _label_chunks(labels, permutations, seed, chunk):
-        one_hot = (dealt[..., None] == np.arange(len(position))).astype(float)  # shuffle, query, group
-        flat = one_hot.transpose(1, 0, 2).reshape(len(labels), -1)
-        found.append(statistic((entries @ flat).reshape(rows, len(dealt), len(position))))
-    return np.concatenate(found)
-
-
-def _label_chunks(
-    labels: Int[np.ndarray, " query"], permutations: int, seed: int, chunk: int
-) -> Iterator[Int[np.ndarray, "shuffle query"]]:
-    """The true labels, then shuffles of them, in blocks of at most `chunk`; the block size does not change the shuffles."""
-    yield labels[None]
-    generator = np.random.default_rng(seed)
-    for start in range(0, permutations, chunk):
-        yield np.stack([generator.permutation(labels) for _ in range(min(chunk, permutations - start))])
-
-
-def _matrix(located: QRNeurons, column: np.ndarray, values: np.ndarray) -> sparse.csr_array:
-    """One row for each distinct neuron or cell, one column for each query; values of the same place add up."""
-    position = {query: i for i, query in enumerate(located.queries["query"])}
-    query = located.table["query"].map(position).to_numpy(dtype=int)
-    shape = (int(column.max(initial=-1)) + 1, len(position))
-    return sparse.csr_array(sparse.coo_array((values, (column, query)), shape=shape))
+    n_groups = len(located.groups)
+    chunks = label_chunks(located, permutations, seed, chunk_size(entries, n_groups))
+    return np.concatenate([statistic(group_sums(entries, labels, n_groups)) for labels in chunks])
 
 
 def _frame(located: QRNeurons, statistic: str, values: Float[np.ndarray, "shuffle group"], *, smaller: bool) -> pd.DataFrame:
     observed, permuted = values[0], values[1:]
     # an undefined permuted value counts as extreme, which can only raise p
-    less_extreme = permuted > observed + _TIE if smaller else permuted < observed - _TIE
+    less_extreme = permuted > observed + TIE if smaller else permuted < observed - TIE
     p = np.where(np.isnan(observed), np.nan, (1 + (~less_extreme).sum(axis=0)) / (1 + len(permuted)))
     columns = [column[~np.isnan(column)] for column in permuted.T]
     mean = [column.mean() if len(column) else np.nan for column in columns]

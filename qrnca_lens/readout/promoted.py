@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from qrnca_lens.core.neurons import Neuron, neuron_set
+from qrnca_lens.core.neurons import Neuron, NeuronSet, neuron_set
 from qrnca_lens.core.values import whole_number
 from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width
 from qrnca_lens.models.sites import is_gated, norm_before_mlp
@@ -41,12 +41,10 @@ def promoted_tokens(model: HookedModel, neurons: Iterable[Neuron] | Neuron, k: i
     if not len(chosen):
         raise ValueError("the neuron set is empty; there is nothing to project")
     chosen.check_inside(model.cfg.n_layers, mlp_width(model))
-    known = min(len(model.tokenizer), model.unembed.W_U.shape[1])
+    known = vocabulary_size(model)
     if not 1 <= k <= known:
         raise ValueError(f"k must lie in 1 to {known} (the vocabulary), not {k}")
-    rows = torch.cat([_written(model, neuron) for neuron in chosen])
-    found = [_extremes(linear_logits(model, part, slice(known)), k) for part in rows.split(_BATCH)]
-    values, ids = (torch.cat(parts).tolist() for parts in zip(*found, strict=True))
+    values, ids = (part.tolist() for part in strongest(model, chosen, k))
     shown: dict[int, str] = {i: _spelled(model.tokenizer, i) for row in ids for i in row}
     made = [
         (neuron.layer, neuron.index, r + 1, shown[row[r]], value[r], shown[row[k + r]], value[k + r])
@@ -80,6 +78,24 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
         half, words = len(row) // 2, [_spelled(model.tokenizer, i) for i in tokens]
         found += [(name, r + 1, words[r], row[r], words[half + r], row[half + r]) for r in range(half)]
     return pd.DataFrame(found, columns=["input", "rank", "raised_by", "raised", "lowered_by", "lowered"])
+
+
+def strongest(model: HookedModel, neurons: NeuronSet, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and ids of the `k` most promoted and then the `k` most suppressed tokens, a row a neuron.
+
+    Read as in `promoted_tokens`. The vocabulary's logits are held for a batch of neurons at a time.
+    """
+    known, found = vocabulary_size(model), []
+    for start in range(0, len(neurons), _BATCH):
+        rows = torch.cat([_written(model, neuron) for neuron in neurons.neurons[start : start + _BATCH]])
+        found.append(_extremes(linear_logits(model, rows, slice(known)), k))
+    values, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return values, ids
+
+
+def vocabulary_size(model: HookedModel) -> int:
+    """How many ids have both a token and a logit; those of the unembedding's padding have no token."""
+    return min(len(model.tokenizer), model.unembed.W_U.shape[1])
 
 
 @torch.no_grad()

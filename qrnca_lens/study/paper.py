@@ -46,6 +46,3 @@ TABLE6 = {
 
 TABLE7 = {"biology": (0.96, 0.96), "chemistry": (0.71, 0.67), "geography": (0.89, 0.89)}
 """Accuracy of the prompted model, and from the activity of the domain's QR neurons alone."""
-
-FIGURE2A = {"domains": (0.35, 0.49), "languages": (0.02, 0.13)}
-"""The range of the overlap rate between the neuron sets of two groups."""

@@ -12,7 +12,7 @@ from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.core.store import write_record, write_text
 from qrnca_lens.core.writing import own_folder, plain_name
 from qrnca_lens.editing.statistics import group_changes
-from qrnca_lens.localization import concentration_test, overlap_test
+from qrnca_lens.localization import concentration_test, layer_test, overlap_test
 from qrnca_lens.study.reproduction import Reproduction, Results
 from qrnca_lens.study.tables import as_json, failed, figure2a, table3, table4, table6, table7
 from qrnca_lens.study.verdicts import statements
@@ -25,6 +25,21 @@ _READING = (
     "over queries for probability changes, Wilson over prompts for counts. A PCR is printed only where the change on "
     "unrelated queries can be told from zero; elsewhere it would be a division by noise."
 )
+_TESTS = {"overlap": overlap_test, "concentration": concentration_test, "layers": layer_test}
+_QUESTIONS = {
+    "overlap": "Does a group share fewer of its QR neurons with the others than under shuffled group labels?",
+    "concentration": "Do fewer cells of layer x neuron hold a group's naica than under shuffled group labels?",
+    "layers": "Do a group's QR neurons lie in other layers than those of the others, more than under shuffled labels?",
+}
+_NULL = (
+    "The null hypothesis: which group a question belongs to does not matter for its neurons. Where groups ask for the same "
+    "facts, labels change places within a fact. Groups that are languages differ in script and words, so that for them the "
+    "null is false before anything is measured: a small p does not say that knowledge is kept by language."
+)
+_OVERLAP = (
+    "|A and B| / mean(|A|, |B|) of the sets of two groups, made by the same number of queries of each, beside the mean "
+    "under shuffled group labels. The paper's range is not shown: it does not say how its rate is defined."
+)
 
 
 def write_report(study: Reproduction) -> Path:
@@ -35,11 +50,10 @@ def write_report(study: Reproduction) -> Path:
         figures |= {f"{name}-{key}": figure for key, figure in result_figures(result).items()}
     permutations = study.about["sample"]["permutations"]
     tests = {name: significance(result.located, permutations) for name, result in study.results.items()}
-    for name, (overlap_frame, concentration_frame) in tests.items():
-        figures[f"{name}-significance"] = plots_localization.permutation(concentration_frame)
+    for name, of_set in tests.items():
+        figures[f"{name}-significance"] = plots_localization.permutation(of_set["concentration"])
         sections += [
-            Section(f"Is a region real? {name}: overlap", "Smaller than under shuffled group labels?", overlap_frame),
-            Section(f"Is a region real? {name}: concentration", "Larger than under shuffled labels?", concentration_frame),
+            Section(f"Is a region real? {name}: {key}", f"{_QUESTIONS[key]} {_NULL}", frame) for key, frame in of_set.items()
         ]
     sections += [Section(key, "", figure) for key, figure in figures.items()]
     record = as_json(study.results, study.about, tests)
@@ -56,9 +70,9 @@ def _means(edits: pd.DataFrame) -> pd.DataFrame:
     return edits.groupby("factor").agg("mean", numeric_only=True).reset_index()
 
 
-def significance(located: QRNeurons, permutations: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The permutation tests of overlap and concentration."""
-    return overlap_test(located, permutations=permutations), concentration_test(located, permutations=permutations)
+def significance(located: QRNeurons, permutations: int) -> dict[str, pd.DataFrame]:
+    """The permutation tests by name: overlap, concentration, layers."""
+    return {name: test(located, permutations=permutations) for name, test in _TESTS.items()}
 
 
 def result_figures(result: Results) -> dict[str, go.Figure]:
@@ -106,6 +120,6 @@ def _tables(study: Reproduction) -> list[Section]:
         Section("Table 6: edit success", "", table6(results)),
         Section("Table 6, methods beyond the paper", "On a sample of the queries.", table6(results, extended=True)),
         Section("Table 7: neuron-based prediction", "", table7(results)),
-        Section("Figure 2a: overlap between groups", "", figure2a(results)),
+        Section("Figure 2a: overlap between groups", _OVERLAP, figure2a(results)),
         *collateral,
     ]

@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from qrnca_lens.core.intervals import normal_interval, with_interval
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
-from qrnca_lens.localization import mean_overlap, overlap
+from qrnca_lens.localization import overlap_rates
 from qrnca_lens.methods import METHODS
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
 Measured = Mapping[str, Results]
-Tests = tuple[pd.DataFrame, pd.DataFrame]
+Tests = Mapping[str, pd.DataFrame]
 
 
 def method_name(key: str) -> str:
@@ -110,20 +109,23 @@ def table7(results: Measured) -> pd.DataFrame:
 
 
 def figure2a(results: Measured) -> pd.DataFrame:
-    """The range of the overlap rate between two groups' sets, ours and the paper's."""
+    """The symmetric overlap rate of two groups' sets at `queries` of each: lowest, mean, highest, mean of shuffled labels.
+
+    The paper's range (figure 2a) does not stand beside it: it does not define its rate, whose matrix is symmetric although
+    groups differ in size, so that it cannot be |A and B| / |A|.
+    """
     rows = []
     for name, result in results.items():
-        rates = overlap(result.located)
-        apart = rates.to_numpy(dtype=float)[~np.eye(len(rates), dtype=bool)]
-        ours = (float(np.nanmin(apart)), mean_overlap(result.located), float(np.nanmax(apart)))
-        rows.append((name, *ours, *paper.FIGURE2A.get(name, (None, None))))
-    return pd.DataFrame(rows, columns=["data set", "lowest", "mean", "highest", "paper lowest", "paper highest"])
+        found = overlap_rates(result.located)
+        pairs = found.to_frame()["rate"]
+        rows.append((name, found.per_group, pairs.min(), found.mean, pairs.max(), found.permuted_mean))
+    return pd.DataFrame(rows, columns=["data set", "queries", "lowest", "mean", "highest", "permuted mean"])
 
 
 def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]) -> dict[str, Any]:
     """Everything as one machine-readable record: table3 to table7, figure2a, with intervals and counts; NaN is None.
 
-    `tests`: the permutation tests of overlap and concentration by data set.
+    `tests`: the permutation tests of each data set, by name.
     """
     table4_json: dict[str, dict[str, dict[str, Any]]] = {}
     for extended in (True, False):
@@ -140,10 +142,7 @@ def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]
         "collateral": pd.concat([_by_set(results, "others"), _by_set(results, "loss")], ignore_index=True),
         "failed": failed(results),
     }
-    significance = {
-        name: {"overlap": first.to_dict("records"), "concentration": second.to_dict("records")}
-        for name, (first, second) in tests.items()
-    }
+    significance = {name: {key: frame.to_dict("records") for key, frame in of_set.items()} for name, of_set in tests.items()}
     records = {key: frame.to_dict("records") for key, frame in frames.items()}
     return _plain({"about": about, "table4": table4_json, **records, "significance": significance})
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from qrnca_lens.clustering import NeuronClusters, QRNeurons
 from qrnca_lens.core.shown import plotly_label, plotly_whole
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.localization import layer_counts, overlap
+from qrnca_lens.localization import layer_counts, overlap_rates
 from qrnca_lens.localization.significance import TEST_COLUMNS
 from qrnca_lens.views.plots.figures import INK, PALETTE, TEMPLATE, named_axis
 
@@ -23,27 +23,32 @@ _NO_GRID = {"showgrid": False, "zeroline": False}
 
 
 def overlap_matrix(located: QRNeurons) -> go.Figure:
-    """Group x group: the share of the row's QR neurons that are in the column's set too (paper, figure 2a)."""
-    shares, names = overlap(located), list(located.groups)
-    sizes, whole = np.array([len(located.for_group(group)) for group in names]), [plotly_whole(group) for group in names]
+    """Group x group: the symmetric overlap rate at equal sizes (`overlap_rates`), hover text with that of shuffled ones."""
+    rates, names = overlap_rates(located), list(located.groups)
+    whole = [plotly_whole(group) for group in names]
     figure = go.Figure(
         go.Heatmap(
-            z=shares.to_numpy(),
+            z=rates.rates.to_numpy(),
             zmin=0,
             zmax=1,
             colorscale="Viridis",
-            colorbar={"title": "share"},
+            colorbar={"title": "rate"},
             texttemplate="%{z:.2f}",
-            customdata=np.broadcast_to(sizes[:, None], shares.shape),
-            text=[[f"{row}<br>are QR neurons of {column} too" for column in whole] for row in whole],
-            hovertemplate="%{z:.3f} of the %{customdata} QR neurons of %{text}<extra></extra>",
+            customdata=rates.permuted.to_numpy(),
+            text=[[f"{row}<br>and {column}" for column in whole] for row in whole],
+            hovertemplate="overlap %{z:.3f}, %{customdata:.3f} under shuffled labels<br>%{text}<extra></extra>",
         )
     )
     side = 220 + 48 * len(names)
-    figure.update_layout(template=TEMPLATE, title="Overlap of the groups' QR neurons", height=side)
+    title = f"Overlap of the groups' QR neurons<br><sub>|A and B| / mean(|A|, |B|) at {rates.per_group} queries a group"
+    figure.update_layout(
+        template=TEMPLATE,
+        title=f"{title}; {rates.mean:.2f} on average, {rates.permuted_mean:.2f} under shuffled labels</sub>",
+        height=side,
+    )
     ticks = named_axis(names) | _NO_GRID
-    figure.update_xaxes(title_text="… found in the set of this group", **ticks)
-    figure.update_yaxes(title_text="share of this group's QR neurons …", autorange="reversed", automargin=True, **ticks)
+    figure.update_xaxes(title_text="group", **ticks)
+    figure.update_yaxes(title_text="group", autorange="reversed", automargin=True, **ticks)
     return figure
 
 
@@ -84,12 +89,12 @@ def layer_distribution(located: QRNeurons) -> go.Figure:
 def permutation(test_frame: pd.DataFrame) -> go.Figure:
     """Per group the observed statistic (dot) against its mean and 95 % interval under shuffled group labels (bar).
 
-    `test_frame` comes from `overlap_test` or `concentration_test`. ValueError if it lacks one of their columns.
+    `test_frame` comes from one of the tests in `localization.significance`. ValueError if it lacks one of their columns.
     """
     missing = [name for name in TEST_COLUMNS if name not in test_frame.columns]
     if missing or test_frame.empty:
         found = f"it lacks {', '.join(missing)}" if missing else "it is empty"
-        raise ValueError(f"expected the frame of overlap_test or concentration_test, but {found}")
+        raise ValueError(f"expected the frame of overlap_test, concentration_test or layer_test, but {found}")
     hover = test_frame[["low", "high", "p", "p_corrected", "queries"]].to_numpy(dtype=float)
     tail = "<br>p = %{customdata[2]:.4g}, after Holm %{customdata[3]:.4g}; %{customdata[4]:d} queries"
     tail += "<br>%{hovertext}<extra></extra>"
