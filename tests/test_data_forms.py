@@ -119,7 +119,8 @@ def test_given_distractors_are_drawn_whatever_their_form() -> None:
 
 def test_draws_come_back_from_seed_and_id() -> None:
     questions = asked("F = ma", "E = mc^2", "V = IR", "PV = nRT", "x^2", *WORDY)
-    for more in ({}, {"held_out": True}, {"distractors": "any"}):
+    ways: tuple[dict[str, Any], ...] = ({}, {"held_out": True}, {"distractors": "any"})
+    for more in ways:
         once, again, other = (to_multi_choice(questions, seed=seed, **more) for seed in (5, 5, 6))
         assert once == again and once.fingerprint != other.fingerprint
     backwards = to_multi_choice([questions[0], *questions[1:5]], seed=5)  # the pool of its form is the same
