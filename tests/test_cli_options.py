@@ -76,7 +76,7 @@ def test_locate(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> 
     )
     assert "QRNeurons(6 queries" in run(*base)
     queried, loaded, located = calls
-    assert queried == ("load_queries", ("mine",), {"seed": 0})
+    assert queried == ("load_queries", ("mine",), {"seed": 0, "distractors": None})
     assert loaded == ("load_model", ("atlas",), {"device": None})
     assert located == ("locate", ("the model", QUERIES, paper), {"out": tmp_path / "run"})
     for name, option in LOCATED.items():
@@ -85,9 +85,10 @@ def test_locate(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> 
         assert {key: getattr(config, key) for key in VALUES} == {
             key: VALUES[key] if key == name else getattr(paper, key) for key in VALUES
         }
-    run(*base, "--seed", "3", "--per-group", "2", "--model", "another", "--device", "cpu")
+    others = ("--seed", "3", "--per-group", "2", "--model", "another", "--device", "cpu", "--distractors", "any")
+    run(*base, *others)
     queried, loaded, located = calls[-3:]
-    assert queried == ("load_queries", ("mine",), {"seed": 3})
+    assert queried == ("load_queries", ("mine",), {"seed": 3, "distractors": "any"})
     assert loaded == ("load_model", ("another",), {"device": "cpu"})
     assert located[1][1].queries == QUERIES.sample(2, 3).queries != QUERIES.sample(2, 0).queries
 
@@ -144,16 +145,17 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
     assert "Locating mine: estimate of the model for 8 queries\n" in told
     assert "it holds" in told and "q7" in told and "Numbers:" in told
     assert calls[:4] == [
-        ("subject", ("domains",), {"seed": 0, "per_group": None}),
-        ("subject", ("languages",), {"seed": 0, "per_group": None}),
+        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None}),
+        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None}),
         ("load_model", ("atlas",), {"device": None}),
         ("reproduce", ("the model", [item] * 2, out), {"seed": 0}),
     ]
     calls.clear()
-    run("reproduce", "--out", str(out), "--queries", "languages, b.csv", "--seed", "4", "--per-group", "5", "--model", "m")
+    others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form")
+    run("reproduce", "--out", str(out), "--queries", "languages, b.csv", *others)
     assert calls[:4] == [
-        ("subject", ("languages",), {"seed": 4, "per_group": 5}),
-        ("subject", ("b.csv",), {"seed": 4, "per_group": 5}),
+        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form"}),
+        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form"}),
         ("load_model", ("m",), {"device": None}),
         ("reproduce", ("the model", [item] * 2, out), {"seed": 4}),
     ]
@@ -192,4 +194,4 @@ def test_queries(standing: Callable[..., None], calls: Calls, tmp_path: Path) ->
     assert "q3, group y" in run("queries", "show", str(tmp_path / "some.jsonl"), "--id", "q3")
     standing(data, "load_queries", QUERIES)
     run("queries", "show", "mine", "--seed", "2")
-    assert calls[-1] == ("load_queries", ("mine",), {"seed": 2})
+    assert calls[-1] == ("load_queries", ("mine",), {"seed": 2, "distractors": None})

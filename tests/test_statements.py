@@ -113,13 +113,16 @@ def test_common_neurons_and_option_letters(promoted: list[str], wanted: str, cou
     assert found == (wanted, measured)
 
 
-def groups_with(x: list[int], y: list[int]) -> Any:
+DOMAINS, LANGUAGES = ("biology", "computer_science"), ("ar", "english")
+
+
+def groups_with(x: list[int], y: list[int], names: tuple[str, str]) -> Any:
     """Two groups of one query; the neurons of each."""
     rows: list[Row] = [("a", 0, i, 1.0) for i in x] + [("b", 0, i, 1.0) for i in y]
-    return made(rows, {"a": "x", "b": "y"}, common_share=1.0)
+    return made(rows, dict(zip("ab", names, strict=True)), common_share=1.0)
 
 
-SAME, APART, PARTLY = groups_with([1, 2], [1, 2]), groups_with([1, 2], [3]), groups_with([1, 2], [2])
+SAME, APART, PARTLY = ([1, 2], [1, 2]), ([1, 2], [3]), ([1, 2], [2])
 """Overlap rates of 1 and 1, of 0 and 0, of 1/2 (of x's two neurons y has one) and 1."""
 
 
@@ -133,15 +136,24 @@ SAME, APART, PARTLY = groups_with([1, 2], [1, 2]), groups_with([1, 2], [3]), gro
 )
 def test_domains_against_languages(domains: Any, languages: Any, wanted: str, measured: str) -> None:
     """A group of one query is drawn as it is every time, so the interval is a point."""
-    found = statements({"languages": results(located=languages), "domains": results(located=domains)}).iloc[-1]
+    located = {"b": groups_with(*languages, names=LANGUAGES), "a": groups_with(*domains, names=DOMAINS)}
+    found = statements({name: results(located=of_set) for name, of_set in located.items()}).iloc[-1]
     assert found.tolist() == ["domains overlap more than languages", "both", wanted, f"mean overlap {measured}"]
+
+
+def test_sets_of_other_groups_are_not_compared_whatever_they_are_called() -> None:
+    other = groups_with(*SAME, names=("x", "y"))
+    for domains, languages in ((other, groups_with(*SAME, names=LANGUAGES)), (groups_with(*SAME, names=DOMAINS), other)):
+        found = statements({"domains": results(located=domains), "languages": results(located=languages)})
+        assert "domains overlap more than languages" not in found["statement"].tolist()
 
 
 def test_overlap_is_bootstrapped_over_queries() -> None:
     """Of x's two queries one shares its neuron with y: a draw of x is {1, 2}, {1} or {2}, with an overlap of (1/2 + 1) / 2,
     1 or 0, each of them far more often than in 2.5 % of the draws."""
     rows: list[Row] = [("a", 0, 1, 1.0), ("b", 0, 2, 1.0), ("c", 0, 1, 1.0)]
-    drawn = made(rows, {"a": "x", "b": "x", "c": "y"}, common_share=1.0)
-    found = statements({"domains": results(located=drawn), "languages": results(located=APART)}).iloc[-1]
+    drawn = made(rows, {"a": "biology", "b": "biology", "c": "physics"}, common_share=1.0)
+    apart = groups_with(*APART, names=LANGUAGES)
+    found = statements({"domains": results(located=drawn), "languages": results(located=apart)}).iloc[-1]
     assert found["holds here"] == "not told apart"
     assert found["measured"] == "mean overlap 0.750 against 0.000, bootstrapped difference [0.000, 1.000]"

@@ -11,6 +11,7 @@ from handmade import by_hand, effects, made
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.localization import overlap_rates
+from qrnca_lens.study import paper
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.reproduction import Results
 from qrnca_lens.study.tables import as_json, figure2a, table3, table4, table6, table7
@@ -56,6 +57,12 @@ def both_ways(method: str = "qrnca") -> pd.DataFrame:
 
 def of_all_methods() -> pd.DataFrame:
     return pd.concat([both_ways(method) for method in NAMES], ignore_index=True)
+
+
+def of_the_paper() -> dict[str, QRNeurons]:
+    """Results whose groups are those of the paper's data sets, as the authors' files and this package name them."""
+    groups = {"domains": ("biology", "computer_science", "geography"), "languages": ("ar", "en", "japanese")}
+    return {name: by_hand(of_set) for name, of_set in groups.items()}
 
 
 def in_the_paper(text: str) -> dict[tuple[str, str, str], float]:
@@ -112,7 +119,8 @@ def test_table4_by_hand() -> None:
 
 
 def test_table4_has_the_paper_s_numbers() -> None:
-    found = table4({name: results(of_all_methods()) for name in ("domains", "languages")})
+    located = of_the_paper()
+    found = table4({name: results(of_all_methods(), located=located[name]) for name in located})
     assert found.set_index(["method", "data set", "direction"])["paper"].to_dict() == in_the_paper(PAPER_4)
 
 
@@ -138,7 +146,8 @@ def test_table6_by_hand() -> None:
 
 
 def test_table6_has_the_paper_s_numbers() -> None:
-    found = table6({name: results(of_all_methods()) for name in ("domains", "languages")})
+    located = of_the_paper()
+    found = table6({name: results(of_all_methods(), located=located[name]) for name in located})
     ways = {"wrong to right (boost)": "boost", "right to wrong (suppress)": "suppress"}
     found = found.assign(direction=found["direction"].map(ways)).set_index(["method", "data set", "direction"])["paper, %"]
     assert found.dropna().to_dict() == in_the_paper(PAPER_6)
@@ -181,12 +190,49 @@ def test_figure2a_by_hand() -> None:
     assert found.iloc[1, 1:5].tolist() == [2, *[pytest.approx(0.4)] * 3]  # z has no neurons: x and y alone make a pair
 
 
+def test_the_paper_s_column_is_chosen_by_groups_and_not_by_the_name_of_the_set() -> None:
+    """A file of any name with the paper's groups stands beside its numbers; a set called "domains" with others does not."""
+    located = {"subject_qa": of_the_paper()["domains"], "language_qa": of_the_paper()["languages"], "domains": by_hand()}
+    for table, column in ((table4, "paper"), (table6, "paper, %")):
+        found = table({name: results(both_ways(), located=located[name]) for name in located})
+        known = found.groupby("data set")[column].apply(lambda values: values.notna().all())
+        assert known.to_dict() == {"subject_qa": True, "language_qa": True, "domains": False}
+    rows = [predicted(name, "QR neurons", "probe") for name in ("high_school_geography", "Biology", "zoology")]
+    found = table7({"a": results(prediction=pd.DataFrame(rows, columns=PREDICTION_COLUMNS))})["paper"]
+    assert found.fillna(-1).tolist() == [0.89, 0.96, -1]
+    threes = table3({name: results(located=of_set) for name, of_set in located.items()})["paper"]
+    assert threes.fillna(-1).tolist() == [13.1, 14.3, 12.7, 12.4, 14.4, 16.6, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [
+        (("biology", "physics"), "domains"),
+        (("high_school_computer_science", "High School Physics"), "domains"),
+        (("ar", "en", "fr", "ja", "ru", "zh"), "languages"),
+        (("Arabic", "zh"), "languages"),
+        (("biology", "ar"), None),
+        (("biology", "zoology"), None),
+        (("german",), None),
+        ((), None),
+    ],
+)
+def test_the_paper_s_data_sets_are_told_by_their_groups(groups: tuple[str, ...], kind: str | None) -> None:
+    assert paper.data_set(groups) == kind
+
+
+def test_every_group_of_the_paper_has_a_number() -> None:
+    assert {name for names in paper.GROUPS.values() for name in names} == set(paper.TABLE3)
+    for kind, names in paper.GROUPS.items():
+        assert paper.data_set(names) == kind and [paper.group(name) for name in names] == list(names)
+
+
 def test_the_record_holds_every_table() -> None:
     """The paper's tables rest on all queries: QRNCA on the sample of the other methods does not take their place."""
     methods = ("qrnca", "random-layers")
     few = pd.concat([effects(m, f, [0.25], [0.25], turned=[(1, 1)]) for m in methods for f in (0.0, 2.0)], ignore_index=True)
     failures = failed_table([Failure("lost", "x", 1, "too long")])
-    hand = by_hand()
+    hand = by_hand(("biology", "physics", "chemistry"))
     result = results(
         both_ways(),
         few,
@@ -224,9 +270,9 @@ def test_the_record_holds_every_table() -> None:
         ("Random, same layers", "right"): "1 / 2",
     }
     assert [(row["group"], row["queries"], row["QR neurons"]) for row in record["table3"]] == [
-        ("x", 2, 1.5),
-        ("y", 2, 1.5),
-        ("z", 2, 0.0),
+        ("biology", 2, 1.5),
+        ("physics", 2, 1.5),
+        ("chemistry", 2, 0.0),
     ]
     assert record["table5"] == [{"promoted": "▁B", "rank": 1, "data set": "domains"}]
     assert [(row["accuracy"], row["paper"]) for row in record["table7"]] == [(0.75, 0.96)]

@@ -9,7 +9,7 @@ import typer
 
 from qrnca_lens._version import __version__
 from qrnca_lens.cli.errors import plain_errors
-from qrnca_lens.cli.queries import Seed, queries_app
+from qrnca_lens.cli.queries import Draw, Seed, queries_app
 from qrnca_lens.core.terminal import plain_log, say, say_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qrnca_lens.clustering import QRNCAConfig
     from qrnca_lens.core.neurons import Site
     from qrnca_lens.core.rules import Rule
-    from qrnca_lens.data import QuerySet
+    from qrnca_lens.data import Distractors, QuerySet
 
 app = typer.Typer(
     help="Find, judge and edit the neurons that carry knowledge in language models.",
@@ -75,6 +75,7 @@ def locate(
     top: Annotated[int, typer.Option(min=1, help="v, candidates a query")] = 20,
     common_share: Annotated[float, typer.Option(help="u, share of clusters that makes a neuron common")] = 0.3,
     seed: Seed = 0,
+    distractors: Draw = None,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -88,7 +89,7 @@ def locate(
 
         run_place(out)
         config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
-        asked = load_queries(queries, seed=seed)
+        asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
         asked = asked.sample(per_group, seed) if per_group else asked
         loaded = load_model(model, device=device)
         _foretell(loaded, {asked.name: asked}, config, dry_run)
@@ -173,6 +174,7 @@ def reproduce(
     queries: Annotated[str, typer.Option(help="comma-separated: domains, languages, or files")] = "domains,languages",
     per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
     seed: Seed = 0,
+    distractors: Draw = None,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -187,7 +189,9 @@ def reproduce(
         from qrnca_lens.study.verdicts import statements
 
         run_place(out)
-        subjects = [subject(name.strip(), seed=seed, per_group=per_group) for name in queries.split(",")]
+        drawn = cast("Distractors | None", distractors)
+        names = [name.strip() for name in queries.split(",")]
+        subjects = [subject(name, seed=seed, per_group=per_group, distractors=drawn) for name in names]
         loaded = load_model(model, device=device)
         _foretell(loaded, {item.name: item.queries for item in subjects}, None, dry_run)
         study = run(loaded, subjects, out, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,13 +13,19 @@ from qrnca_lens.cli.errors import plain_errors
 from qrnca_lens.core.terminal import say, say_table
 
 if TYPE_CHECKING:
-    from qrnca_lens.data import Query, Question
+    from qrnca_lens.data import Distractors, QuerySet, Question
 
 queries_app = typer.Typer(help="Build question sets and look at their prompts.", no_args_is_help=True)
 build_app = typer.Typer(help="Build a file of questions or queries.", no_args_is_help=True)
 queries_app.add_typer(build_app, name="build")
 Source = Annotated[str, typer.Option("--from", help="a folder of the data set, or 'hub' to download it")]
 Out = Annotated[Path, typer.Option(help="the JSONL file to write")]
+Draw = Annotated[
+    str | None,
+    typer.Option(
+        "--distractors", help="any, or 'same form' as the answer; default: any for the shipped sets, else same form"
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="of distractors, option order and what is drawn")]
 
 
@@ -50,6 +56,7 @@ def free_form(
     file: Annotated[Path, typer.Argument(help="a .csv or .jsonl file of questions")],
     out: Out,
     seed: Seed = 0,
+    distractors: Draw = None,
 ) -> None:
     """Check your own questions and render each as three multi-choice prompts."""
     with plain_errors():
@@ -57,9 +64,10 @@ def free_form(
         from qrnca_lens.data import load_questions, save_queries, to_multi_choice
 
         check_target(out)
-        queries = to_multi_choice(load_questions(file), seed=seed, name=file.stem)
+        drawn = cast("Distractors", "same form" if distractors is None else distractors)
+        queries = to_multi_choice(load_questions(file), seed=seed, distractors=drawn, name=file.stem)
         save_queries(queries, out)
-    _show_counts(queries)
+    _show_forms(queries)
     prompts = sum(len(query.prompts) for query in queries)
     say(f"Wrote {len(queries)} queries with {prompts} prompts to {out}")
 
@@ -69,18 +77,19 @@ def show(
     source: Annotated[str, typer.Argument(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
     query_id: Annotated[str | None, typer.Option("--id", help="the query to print; default: the first")] = None,
     seed: Seed = 0,
+    distractors: Draw = None,
 ) -> None:
-    """Print the prompts of one query, and how many queries each group has."""
+    """Print the prompts of one query, and how many queries each group has and gives away by the form of the answer."""
     with plain_errors():
         from qrnca_lens.data import load_queries
 
-        queries = load_queries(source, seed=seed)
+        queries = load_queries(source, seed=seed, distractors=cast("Distractors | None", distractors))
         query = queries[query_id] if query_id else queries.queries[0]
     for prompt in query.prompts:
         say(prompt.template or "prompt", style="bold")
         say(f"{prompt.text} {prompt.letter}\n")
     say(f"{query.id}, group {query.group}")
-    _show_counts(queries)
+    _show_forms(queries)
 
 
 def _write(questions: tuple[Question, ...], out: Path) -> None:
@@ -91,6 +100,15 @@ def _write(questions: tuple[Question, ...], out: Path) -> None:
     say(f"Wrote {len(questions)} questions to {out}")
 
 
-def _show_counts(items: Iterable[Question] | Iterable[Query]) -> None:
+def _show_forms(queries: QuerySet) -> None:
+    from qrnca_lens.data import form_shares
+
+    shares = form_shares(queries)
+    rows = [[*row[:-1], f"{row[-1]:.1%}"] for row in shares.itertuples(index=False, name=None)]
+    title = f"{len(queries)} questions by group; given away: the right option is the only one of its form"
+    say_table(title, [(column, column != "group") for column in shares.columns], rows)
+
+
+def _show_counts(items: Iterable[Question]) -> None:
     counts = Counter(item.group for item in items)
     say_table(f"{counts.total()} questions by group", [("group", False), ("questions", True)], list(counts.items()))

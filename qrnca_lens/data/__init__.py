@@ -1,7 +1,8 @@
 """Questions, multi-choice queries and their files; touches no model."""
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.multi_choice import to_multi_choice
+from qrnca_lens.data.forms import form_shares, given_away
+from qrnca_lens.data.multi_choice import Distractors, to_multi_choice
 from qrnca_lens.data.query import ALL_GROUPS, Prompt, Query, QuerySet, Question
 from qrnca_lens.data.readers.files import load_queries, load_questions, save_queries
 from qrnca_lens.data.templates import LETTERS, TEMPLATES
@@ -11,10 +12,13 @@ __all__ = [
     "LETTERS",
     "TEMPLATES",
     "DataError",
+    "Distractors",
     "Prompt",
     "Query",
     "QuerySet",
     "Question",
+    "form_shares",
+    "given_away",
     "load_queries",
     "load_questions",
     "save_queries",

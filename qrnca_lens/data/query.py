@@ -90,9 +90,14 @@ class Prompt:
             labelled_options(self.text, "a prompt")
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The four options, from `options` or else from the labels in the text; () if neither tells."""
+        return self.options or labelled_options(self.text, "a prompt")
+
+    @property
     def marked(self) -> str:
-        """The option that the letter stands for, from `options` or else from the labels in the text; "" if neither tells."""
-        options = self.options or labelled_options(self.text, "a prompt")
+        """The option that the letter stands for; "" where the options are not known."""
+        options = self.shown
         return options[self.right] if options else ""
 
     @property

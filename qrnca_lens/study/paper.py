@@ -1,4 +1,44 @@
-"""The paper's numbers (Chen, Dejl, Toni, AAAI 2025), Llama-2-7B-chat; None where the paper has none."""
+"""The paper's numbers (Chen, Dejl, Toni, AAAI 2025), Llama-2-7B-chat, and which belong beside a measured group or set.
+
+The keys of the tables are names of groups as `group` gives them, and of data sets as `data_set` gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from qrnca_lens.data.texts import normalise
+
+DataSet = Literal["domains", "languages"]
+
+GROUPS: dict[DataSet, tuple[str, ...]] = {
+    "domains": ("biology", "physics", "chemistry", "mathematics", "computer science", "geography"),
+    "languages": ("arabic", "english", "french", "japanese", "russian", "chinese"),
+}
+"""The groups of the paper's two data sets."""
+
+_CODES = {"ar": "arabic", "en": "english", "fr": "french", "ja": "japanese", "ru": "russian", "zh": "chinese"}
+_SET_OF: dict[str, DataSet] = {name: kind for kind, names in GROUPS.items() for name in names}
+_MMLU = "high school "
+
+
+def group(name: str) -> str | None:
+    """The paper's group that a group is called after, or None.
+
+    Besides the names in GROUPS those of the authors' files ("ar", "computer_science") and of MMLU
+    ("high_school_biology") are known; case does not matter.
+    """
+    plain = normalise(name.replace("_", " ")).removeprefix(_MMLU)
+    plain = _CODES.get(plain, plain)
+    return plain if plain in _SET_OF else None
+
+
+def data_set(groups: Iterable[str]) -> DataSet | None:
+    """The paper's data set of which all of these groups are, or some of its groups; None for others and for no group."""
+    kinds: set[DataSet | None] = {_SET_OF.get(group(name) or "") for name in groups}
+    return kinds.pop() if len(kinds) == 1 else None
+
 
 TABLE3 = {
     "biology": 13.1,

@@ -11,7 +11,7 @@ from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.core.values import seed_number
 from qrnca_lens.core.writing import plain_name
-from qrnca_lens.data import Query, QuerySet, load_queries
+from qrnca_lens.data import Distractors, Query, QuerySet, load_queries
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
 from qrnca_lens.runs.pipeline import check_enough_left, check_prompts, without
@@ -37,18 +37,21 @@ class Subject:
         plain_name(self.name)
 
 
-def subject(source: str, *, seed: int = 0, per_group: int | None = None) -> Subject:
-    """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries."""
+def subject(source: str, *, seed: int = 0, per_group: int | None = None, distractors: Distractors | None = None) -> Subject:
+    """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries.
+
+    `distractors` as in `load_queries`.
+    """
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
-    queries = load_queries(name, seed=seed)
+    queries = load_queries(name, seed=seed, distractors=distractors)
     if per_group is not None:
         queries = queries.sample(per_group, seed)
     chosen = {query.id for query in queries}
     renderings = [queries]
     if all(query.question for query in queries):
         for other in range(1, _RENDERINGS):
-            again = load_queries(name, seed=seed + 1000 * other)
+            again = load_queries(name, seed=seed + 1000 * other, distractors=distractors)
             renderings.append(QuerySet(tuple(q for q in again if q.id in chosen), again.name))
     return Subject(Path(source).stem, queries, tuple(renderings))
 

@@ -35,7 +35,9 @@ def table3(results: Measured) -> pd.DataFrame:
         for group in found.located.groups:
             counts = per_query.loc[per_query["group"] == group, "qr"]
             low, high = normal_interval(counts)
-            rows.append((name, group, len(counts), float(counts.mean()), low, high, paper.TABLE3.get(group)))
+            rows.append(
+                (name, group, len(counts), float(counts.mean()), low, high, paper.TABLE3.get(paper.group(group) or ""))
+            )
     return pd.DataFrame(rows, columns=["data set", "group", "queries", "QR neurons", "low", "high", "paper"])
 
 
@@ -54,7 +56,7 @@ def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
                 "unrelated, %": with_interval(pcr.unrelated, pcr.unrelated_ci),
                 "own query, points": f"{pcr.points:.1f}",
                 "queries": pcr.queries,
-                "paper": _paper(paper.TABLE4, method, name, direction),
+                "paper": _paper(paper.TABLE4, method, results[name], direction),
             }
         )
     return pd.DataFrame(rows)
@@ -91,7 +93,7 @@ def table6(results: Measured, *, extended: bool = False) -> pd.DataFrame:
                 "%": flips.share,
                 "low": flips.ci[0],
                 "high": flips.ci[1],
-                "paper, %": _paper(paper.TABLE6, method, name, direction),
+                "paper, %": _paper(paper.TABLE6, method, results[name], direction),
             }
         )
     return pd.DataFrame(rows)
@@ -102,7 +104,7 @@ def table7(results: Measured) -> pd.DataFrame:
     rows = []
     for name, result in results.items():
         for row in result.prediction.to_dict("records"):
-            prompted, neurons = paper.TABLE7.get(str(row["group"]), (None, None))
+            prompted, neurons = paper.TABLE7.get(paper.group(str(row["group"])) or "", (None, None))
             known = {"the prompted model": prompted, "QR neurons": neurons}
             rows.append({"data set": name, **row, "chance": 0.25, "paper": known.get(str(row["neurons"]))})
     return pd.DataFrame(rows)
@@ -167,8 +169,15 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _paper(table: Mapping[tuple[str, str], tuple[float, float]], method: str, name: str, direction: str) -> float | None:
-    known = table.get((method, name))
+def kind_of(result: Results) -> paper.DataSet | None:
+    """Which of the paper's data sets the result's groups make up."""
+    return paper.data_set(result.located.groups)
+
+
+def _paper(
+    table: Mapping[tuple[str, str], tuple[float, float]], method: str, result: Results, direction: str
+) -> float | None:
+    known = table.get((method, kind_of(result) or ""))
     return None if known is None else known[0 if direction == "boost" else 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from qrnca_lens.data import LETTERS
 from qrnca_lens.editing.effects import SUPPRESS
 from qrnca_lens.editing.statistics import edit_success
 from qrnca_lens.localization import mean_overlap
+from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
 
 _OVERLAP_RESAMPLES = 200
@@ -33,9 +35,15 @@ def statements(results: Mapping[str, Results]) -> pd.DataFrame:
     it excludes zero on the other side, "not told apart" otherwise.
     """
     rows = [row for name, result in results.items() for row in _of(name, result)]
-    if {"domains", "languages"} <= set(results):
-        rows.append(_overlap_statement(results["domains"].located, results["languages"].located))
+    rows += [_overlap_statement(*pair) for pair in _domains_and_languages(results)]
     return pd.DataFrame(rows, columns=["statement", "data set", "holds here", "measured"])
+
+
+def _domains_and_languages(results: Mapping[str, Results]) -> list[tuple[QRNeurons, QRNeurons]]:
+    """Every pair of a data set of domains and one of languages, as their groups tell (`paper.data_set`)."""
+    kinds = [(paper.data_set(result.located.groups), result.located) for result in results.values()]
+    domains, languages = ([located for kind, located in kinds if kind == asked] for asked in ("domains", "languages"))
+    return list(product(domains, languages))
 
 
 def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from qrnca_lens.core.values import yes_or_no
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.multi_choice import DistractorPool, check_language, to_multi_choice
+from qrnca_lens.data.multi_choice import DistractorPool, Distractors, check_distractors, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
 from qrnca_lens.data.readers.formats import csv_records, json_rows, named_cells, parse_json, read_text, write_rows
+from qrnca_lens.data.templates import TEMPLATES
 from qrnca_lens.data.texts import check_names, check_text, check_texts
 
 _HERE = Path(__file__).resolve()
@@ -31,17 +32,23 @@ _MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
 _QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation", "fact")
 
 
-def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: bool = False) -> QuerySet:
+def load_queries(
+    source: str | os.PathLike[str], *, seed: int = 0, held_out: bool = False, distractors: Distractors | None = None
+) -> QuerySet:
     """Queries from a shipped name ("atlas/domains", "atlas/languages") or a .jsonl, .csv or .json file.
 
     Free-form questions are turned into multi-choice ones with `seed`; rendered queries are taken as they stand.
-    `held_out` renders the held-out template only. Raises DataError (file, line, field, what was expected), and
-    TypeError where `held_out` is not True or False.
+    `held_out` renders the held-out template only. `distractors`: "any" or "same form" (`to_multi_choice`); if not given,
+    "any" for a shipped name, whose prompts atlas was trained and measured on, and "same form" for a file. Raises DataError
+    (file, line, field, what was expected), TypeError where `held_out` is not True or False and ValueError for other
+    `distractors`.
     """
     held_out = yes_or_no("held_out", held_out)
-    path = shipped_path(str(source)) if str(source) in SHIPPED else Path(source)
+    drawn = None if distractors is None else check_distractors(distractors)
+    shipped = str(source) in SHIPPED
+    path = shipped_path(str(source)) if shipped else Path(source)
     if path.suffix.lower() == ".json":
-        return _rendered_only(read_official(path), path, held_out)
+        return _rendered_only(read_official(path), path, held_out, drawn)
     rows = _rows(path)
     if rows and "prompts" in rows[0][1]:
         queries: dict[str, Query] = {}
@@ -50,8 +57,9 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
             _once(query.id, queries, f"{path}, line {line}")
             queries[query.id] = query
         check_names("group", zip(_places(rows, path), (query.group for query in queries.values()), strict=True))
-        return _rendered_only(QuerySet(tuple(queries.values()), path.stem), path, held_out)
-    name = str(source) if str(source) in SHIPPED else path.stem
+        return _rendered_only(QuerySet(tuple(queries.values()), path.stem), path, held_out, drawn)
+    name = str(source) if shipped else path.stem
+    drawn = drawn or ("any" if shipped else "same form")
     questions = _questions(rows, path)
     pool = DistractorPool(questions)
     for (line, _), item in zip(rows, questions, strict=True):
@@ -60,7 +68,7 @@ def load_queries(source: str | os.PathLike[str], *, seed: int = 0, held_out: boo
             pool.draw(item, random.Random(0))
         except DataError as error:
             raise DataError(f"{path}, line {line}: {error}") from None
-    return to_multi_choice(questions, seed=seed, held_out=held_out, name=name)
+    return to_multi_choice(questions, seed=seed, held_out=held_out, distractors=drawn, name=name)
 
 
 def load_questions(source: str | os.PathLike[str]) -> tuple[Question, ...]:
@@ -89,7 +97,11 @@ def save_queries(queries: QuerySet, path: str | os.PathLike[str]) -> None:
 
 
 def read_official(path: Path) -> QuerySet:
-    """The authors' format: {uuid: {"sentences": [prompts], "obj_label": [letters], "relation_name": group}}."""
+    """The authors' format: {uuid: {"sentences": [prompts], "obj_label": [letters], "relation_name": group}}.
+
+    In their language set an entry has the answer's text, "ori_label", and a relation, "relation", as well, and its group is
+    the code of a language.
+    """
     data = parse_json(read_text(path, _MISSING), path)
     if not isinstance(data, dict) or not data:
         raise DataError(f"{path}: expected a JSON object of queries by id, as in the authors' files")
@@ -102,15 +114,22 @@ def read_official(path: Path) -> QuerySet:
         if len(sentences) != len(letters):
             raise DataError(f"{where}: {len(sentences)} 'sentences' but {len(letters)} 'obj_label'; one letter a prompt")
         group = _field(entry, "relation_name", where)
-        prompts = zip(sentences, letters, strict=True)
-        queries.append(_query({"id": key, "group": group, "prompts": [{"text": t, "letter": x} for t, x in prompts]}, where))
+        prompts = [{"text": text, "letter": letter} for text, letter in zip(sentences, letters, strict=True)]
+        about = {"answer": entry.get("ori_label"), "relation": entry.get("relation")}
+        language = {"language": group} if group in TEMPLATES else {}
+        queries.append(_query({"id": key, "group": group, "prompts": prompts, **about, **language}, where))
     check_names("group", ((f"{path}, query {query.id!r}", query.group) for query in queries))
     return QuerySet(tuple(queries), path.stem)
 
 
-def _rendered_only(queries: QuerySet, path: Path, held_out: bool) -> QuerySet:
+def _rendered_only(queries: QuerySet, path: Path, held_out: bool, distractors: Distractors | None) -> QuerySet:
     if held_out:
         raise DataError(f"{path}: holds rendered prompts; a held-out template can only be rendered from free-form questions")
+    if distractors:
+        raise DataError(
+            f"{path}: holds rendered prompts; distractors can only be drawn for free-form questions, so leave "
+            f"distractors={distractors!r} out"
+        )
     return queries
 
 
