@@ -139,7 +139,7 @@ def test_the_summary_by_hand() -> None:
 
 
 def test_counts_and_page(found: demo.Demo) -> None:
-    """B's neuron is in layer 1, those of C and D are in layer 2; x has one query of B, two of C and one of D, y has two of B,
+    """B's neuron is in layer 1, those of C and D are in layer 2; x has one query of B, two of C and one of D, y two of B,
     one of C and two of D."""
     assert list(found.counts.columns) == ["group", "layer 0", "layer 1", "layer 2"]
     assert found.counts.to_numpy().tolist() == [["x", 0, 1, 3], ["y", 0, 2, 3]]
