@@ -129,6 +129,8 @@ def test_a_study_copes_with_queries_that_fail(
         partners = [json.loads(text) for text in (*table["same_partners"], *table["other_partners"])]
         assert not lost & {*table["query"], *(place[0] for row in partners for place in row if place)}
     assert result.unseen.empty
+    own, equal = (table.pivot_table("neurons", "query", "method") for table in (result.own_sizes, result.effects))
+    assert (own.nunique(axis=1) > 1).any() and equal.eq(own.min(axis=1), axis=0).all(axis=None)
     assert set(result.effects["query"]) == {q.id for q in result.located.asked}
     assert not lost & set(result.others["query"])
     assert set(result.prediction["group"]) <= {"g0", "g2"}  # two queries are left of g1
