@@ -45,19 +45,22 @@ def effects(
     method: str,
     factor: float,
     after: Sequence[float],
-    unrelated: Sequence[float],
+    same: Sequence[float],
     *,
+    other: Sequence[float] | None = None,
     turned: Sequence[tuple[int, int]] | None = None,
     before: float = 0.5,
 ) -> pd.DataFrame:
     """Rows of `edit_effects` for the queries q0, q1, … of three prompts, two of them right; groups x and y in turn.
 
-    `after` and `unrelated` are P after the edit, `before` both before it; `turned` counts (wrong to right, right to wrong).
+    `after`, `same` and `other` are P after the edit of the query and of its partners with the same letter and with another
+    (which the edit leaves as it is, if not given), `before` all of them before it; `turned` counts (wrong to right, right to
+    wrong). Every query is a unit of its own.
     """
-    turned = turned or [(0, 0)] * len(after)
+    turned, other = turned or [(0, 0)] * len(after), other or [before] * len(after)
     rows = [
-        (method, factor, f"q{i}", "xy"[i % 2], 5, "q9", 3, before, own, 2, *turns, before, other)
-        for i, (own, other, turns) in enumerate(zip(after, unrelated, turned, strict=True))
+        (method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3, before, own, 2, *turns, before, s, 3, before, o, 3, "[]", "[]")
+        for i, (own, s, o, turns) in enumerate(zip(after, same, other, turned, strict=True))
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -64,8 +64,9 @@ def figures_of(located: QRNeurons, clusters: NeuronClusters) -> dict[str, go.Fig
     """A figure of every function that makes one."""
     group, layer = located.groups[0], int(located.table["layer"].iloc[0])
     rows = [(q, located.asked[q].group) for q in located.queries["query"]]
-    effects = pd.DataFrame(rows, columns=["query", "group"]).assign(factor=0.0)
-    effects = effects.assign(p_before=0.5, p_after=0.2, p_unrelated_before=0.5, p_unrelated_after=0.4)
+    effects = pd.DataFrame(rows, columns=["query", "group"]).assign(factor=0.0, prompts=3, p_before=0.5, p_after=0.2)
+    effects = effects.assign(unit=effects["query"], same_prompts=3, p_same_before=0.5, p_same_after=0.4)
+    effects = effects.assign(other_prompts=3, p_other_before=0.5, p_other_after=0.4)
     return {
         "heatmap": plots.heatmap(located),
         "layers": plots.layers(located),

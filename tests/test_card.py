@@ -17,10 +17,12 @@ from qrnca_lens.study.card import Card, at_last, at_others
 
 def test_effects_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """P before 0.8, 0.4, 0.2, after 0.4, 0.1, 0.1: the mean falls from 1.4 / 3 to 0.2, that of the two below 0.6 from 0.3 to
-    0.1. Of the unrelated queries it falls from 2.5 / 3 to 0.5, by 40 %. Six of nine prompts are right, three turn wrong."""
-    rows = effects("QR neurons", 0.0, [0.4, 0.1, 0.1], [0.6, 0.5, 0.4], turned=[(0, 2), (1, 1), (1, 0)])
-    rows = rows.assign(p_before=[0.8, 0.4, 0.2], p_unrelated_before=[0.8, 0.8, 0.9])
-    rows = pd.concat([rows, rows.assign(factor=2.0, p_after=[0.9, 0.6, 0.6], p_unrelated_after=1.0)], ignore_index=True)
+    0.1. With the same letter it falls from 2.5 / 3 to 0.5, by 40 %, with another from 0.5 to 0.45. Six of nine prompts are
+    right, three turn wrong."""
+    rows = effects("QR neurons", 0.0, [0.4, 0.1, 0.1], [0.6, 0.5, 0.4], other=[0.4, 0.45, 0.5],
+                   turned=[(0, 2), (1, 1), (1, 0)])  # fmt: skip
+    rows = rows.assign(p_before=[0.8, 0.4, 0.2], p_same_before=[0.8, 0.8, 0.9])
+    rows = pd.concat([rows, rows.assign(factor=2.0, p_after=[0.9, 0.6, 0.6], p_same_after=1.0)], ignore_index=True)
     located, given = made([("q0", 0, 1, 1.0), ("q1", 1, 2, 1.0)], {"q0": "x", "q1": "y", "q2": "y"}), []
     monkeypatch.setattr(card, "edit_effects", lambda *arguments: given.append(arguments) or rows)
     off, double = card._effects(None, located, located.asked).to_dict("records")
@@ -29,9 +31,11 @@ def test_effects_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "factor": 0.0,
         "queries": 3,
         "P own": "0.467 to 0.200",
-        "P unrelated": "0.833 to 0.500",
+        "P same letter": "0.833 to 0.500",
+        "P other letter": "0.500 to 0.450",
         "% own": pytest.approx(100 * (0.2 / (1.4 / 3) - 1)),
-        "% unrelated": pytest.approx(-40.0),
+        "% same letter": pytest.approx(-40.0),
+        "% other letter": pytest.approx(-10.0),
         "% own, P < 0.6": pytest.approx(100 * (0.1 / 0.3 - 1)),
         "such queries": 2,
         "right to wrong": "3 / 6",

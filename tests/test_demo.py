@@ -23,8 +23,9 @@ LETTERS = ["P(A)", "P(B)", "P(C)", "P(D)"]
 
 @pytest.fixture(scope="module")
 def asked() -> QuerySet:
-    """Thirteen queries of three prompts, whose letters follow one another: AAA, BBB, CCC, DDD, AAA …"""
-    return planted_queries([3 * "ABCD"[i % 4] for i in range(13)], ["x", "y"])
+    """Thirteen queries of three prompts, whose letters follow one another: AAA, BBB, CCC, DDD, AAA …; all letters in both
+    groups."""
+    return planted_queries([3 * "ABCD"[i % 4] for i in range(13)], "xyxyyxyx")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,9 @@ def test_the_effect_over_all_questions_by_hand(found: demo.Demo, asked: QuerySet
     assert own["own question, %"].startswith(f"{sum(changes) / 13:.1f} [")
     low, high = map(float, own["own question, %"].split("[")[1].rstrip("]").split(", "))
     assert -100 <= low < sum(changes) / 13 < high <= 0
-    assert own["unrelated question, %"] == control["unrelated question, %"] == control["own question, %"] == "0.0 [0.0, 0.0]"
+    assert own["other letter, %"] == control["same letter, %"] == control["own question, %"] == "0.0 [0.0, 0.0]"
+    assert own["same letter, %"] == own["own question, %"]  # one neuron serves all with the letter
+    assert "100 % is also seen on unrelated questions with the same right letter and 0 % on those" in found.letter
     assert control["edit"] == "random neurons, same layers suppressed"
     assert control["answers turned wrong"] == "0 of 39"
 
@@ -125,22 +128,24 @@ def test_edits_on_a_model_where_all_neurons_count(run: tuple[Any, QRNeurons]) ->
 
 
 def test_the_summary_by_hand() -> None:
-    """Two queries: own -40 and -60 %, unrelated +10 and -30 %; a bootstrap interval of two values reaches from one to the
-    other. Of four right prompts three turn wrong."""
+    """Two queries: own -40 and -60 %, same letter +10 and -30 %, other letter 0; a bootstrap interval of two values reaches
+    from one to the other. Of four right prompts three turn wrong."""
     rows = effects("ours", 0.0, [0.3, 0.2], [0.55, 0.35], turned=[(1, 2), (0, 1)])
     found = demo._summary(pd.concat([rows, effects("theirs", 0.0, [0.5], [0.5])], ignore_index=True))
     assert found.to_numpy().tolist() == [
-        ["ours suppressed", 2, "-50.0 [-60.0, -40.0]", "-10.0 [-30.0, 10.0]", "3 of 4"],
-        ["theirs suppressed", 1, "0.0 [0.0, 0.0]", "0.0 [0.0, 0.0]", "0 of 2"],
+        ["ours suppressed", 2, "-50.0 [-60.0, -40.0]", "-10.0 [-30.0, 10.0]", "0.0 [0.0, 0.0]", "3 of 4"],
+        ["theirs suppressed", 1, "0.0 [0.0, 0.0]", "0.0 [0.0, 0.0]", "0.0 [0.0, 0.0]", "0 of 2"],
     ]
 
 
 def test_counts_and_page(found: demo.Demo) -> None:
-    """C's three queries are in group x and have a neuron in layer 2; in y B's have one in layer 1 and D's in layer 2."""
+    """B's neuron is in layer 1, those of C and D are in layer 2; x has one query of B, two of C and one of D, y two of B,
+    one of C and two of D."""
     assert list(found.counts.columns) == ["group", "layer 0", "layer 1", "layer 2"]
-    assert found.counts.to_numpy().tolist() == [["x", 0, 0, 3], ["y", 0, 3, 3]]
+    assert found.counts.to_numpy().tolist() == [["x", 0, 1, 3], ["y", 0, 2, 3]]
     text = found.page.read_text("utf-8")
     assert found.page.name == "report.html" and found.page.parent.name == "run"
     titles = [f"One question, of median effect: {found.query.id}", "Are they really relevant?", "Its answer when they are"]
     assert all(f"<h2>{title}" in text for title in [*titles, "Where they sit", "By layer", "Common neurons", "The run"])
     assert f"{found.query.prompts[0].text} D" in text and "18 of 39" in text
+    assert found.letter.startswith("Of the change on the own question (-") and found.letter in text

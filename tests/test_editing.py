@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from qrnca_lens.attribution.letters import answers, letter_probabilities
+from qrnca_lens.attribution.letters import answers, edited_letters, letter_probabilities
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import QuerySet
-from qrnca_lens.editing import enhance, scale, suppress
-from qrnca_lens.editing.effects import edit_effects
+from qrnca_lens.editing import effects, enhance, scale, suppress
+from qrnca_lens.editing.effects import COLUMNS, edit_effects
 from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import to_tokens
@@ -158,23 +161,60 @@ def test_bad_sets_and_factors(model_of: Callable[[str], Any], unchecked: None) -
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_effects_are_those_of_single_prompts(family: str, model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
-    model, sets = model_of(family), {"q4": CHOSEN, "q5": NeuronSet()}
-    found = edit_effects(
-        model, short_queries, {"mine": sets, "other": {"q4": NeuronSet.of((1, 1))}}, factors=(0.0, 1.0, 2.0)
+    """P of each prompt from a run of its own inside `suppress`; q0 is alone at its second place, without partners there."""
+    model, sets = model_of(family), {"q4": CHOSEN, "q5": NeuronSet(), "q0": CHOSEN}
+    queries = QuerySet(
+        tuple(replace(q, prompts=q.prompts[: 2 if q.id == "q0" else 1], fact=f"fact {q.id}") for q in short_queries)
     )
-    assert len(found) == 9
+    found = edit_effects(model, queries, {"mine": sets, "other": {"q4": NeuronSet.of((1, 1))}}, factors=(0.0, 1.0, 2.0))
+    assert len(found) == 12 and list(found.columns) == COLUMNS
     rows = found.set_index(["method", "factor", "query"]).sort_index()
-    one = rows.loc[("mine", 0.0, "q4")]
-    query, other = short_queries["q4"], short_queries[one["unrelated"]]
-    assert other.group != query.group
-    with suppress(model, CHOSEN):
-        p = [letter_probabilities(model, [x])[0]["ABCD".index(x.letter)].item() for x in (*query.prompts, *other.prompts)]
-    assert one["p_after"] == pytest.approx(sum(p[:3]) / 3, rel=1e-4)
-    assert one["p_unrelated_after"] == pytest.approx(sum(p[3:]) / 3, rel=1e-4)
+
+    def p(places: list[Any]) -> float:
+        prompts = [queries[query].prompts[place] for query, place in places]
+        found = letter_probabilities(model, prompts)
+        return sum(row[prompt.right].item() for row, prompt in zip(found, prompts, strict=True)) / len(prompts)
+
+    for query, prompts in (("q4", 1), ("q0", 2)):
+        one = rows.loc[("mine", 0.0, query)]
+        assert (one["unit"], one["neurons"], one["prompts"]) == (f"fact {query}", 3, prompts)
+        same, other = json.loads(one["same_partners"]), json.loads(one["other_partners"])
+        letters = [[queries[place[0]].prompts[0].letter for place in places if place] for places in (same, other)]
+        assert letters[0] == [queries[query].prompts[0].letter] != letters[1] and len(same) == len(other) == prompts
+        assert (one["same_prompts"], one["other_prompts"]) == (1, 1)
+        for name, places in (("p_", [(query, i) for i in range(prompts)]), ("p_same_", same), ("p_other_", other)):
+            known = [place for place in places if place]
+            assert one[f"{name}before"] == pytest.approx(p(known), rel=1e-4)
+            with suppress(model, CHOSEN):
+                assert one[f"{name}after"] == pytest.approx(p(known), rel=1e-4)
     for key in (("mine", 0.0, "q5"), ("mine", 1.0, "q4")):
         assert rows.loc[key, "p_after"] == pytest.approx(rows.loc[key, "p_before"], rel=1e-4)
         assert rows.loc[key, "wrong_to_right"] == rows.loc[key, "right_to_wrong"] == 0
-    assert rows.loc[("other", 2.0, "q4"), "unrelated"] == one["unrelated"]
+    kept = ["same_partners", "other_partners", "p_same_before", "p_other_before"]
+    assert rows.loc[("other", 2.0, "q4"), kept].tolist() == rows.loc[("mine", 0.0, "q4"), kept].tolist()
+
+
+def test_what_has_no_partner_is_no_number(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    """q0 and q1 differ in every letter, and there is nobody else."""
+    two = QuerySet(short_queries.queries[:2])
+    (row,) = edit_effects(model_of("llama"), two, {"m": {"q0": CHOSEN}}, factors=(0.0,)).to_dict("records")
+    assert (row["same_prompts"], row["other_prompts"], row["same_partners"]) == (0, 3, "[null, null, null]")
+    assert math.isnan(row["p_same_before"]) and math.isnan(row["p_same_after"]) and 0 < row["p_other_after"] < 1
+
+
+def test_every_prompt_runs_once(
+    model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(model: Any, texts: list[str], edits: Any, **others: Any) -> Any:
+        asked.extend(texts)
+        return edited_letters(model, texts, edits, **others)
+
+    monkeypatch.setattr(effects, "edited_letters", watched)
+    methods = {name: {query.id: CHOSEN for query in short_queries} for name in ("one", "two")}
+    assert len(edit_effects(model_of("llama"), short_queries, methods)) == 48
+    assert sorted(asked) == sorted(prompt.text for query in short_queries for prompt in query.prompts)
 
 
 def test_flips_count_prompts(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:

@@ -61,7 +61,10 @@ def test_exact_ablation_is_the_effect_of_the_intervention(model_of: Callable[[st
 def test_activation_is_what_w_out_multiplies(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     _, cache = model.run_with_cache(to_tokens(model, PROMPT.text)[None])
-    assert torch.equal(score("activation", model, PROMPT)[1], cache["blocks.1.mlp.hook_post"][0, -1])
+    posts = cache["blocks.1.mlp.hook_post"][0, -1]
+    assert (posts < 0).any()
+    assert torch.equal(score("activation", model, PROMPT)[1], posts)
+    assert torch.equal(score("activation-absolute", model, PROMPT)[1], posts.abs())
 
 
 def test_gradient_times_activation_by_autograd(model_of: Callable[[str], Any]) -> None:
@@ -109,7 +112,9 @@ def test_contrastive_scores_sum_to_the_change_of_the_margin(model_of: Callable[[
 
 @pytest.mark.usefixtures("own")
 def test_scores_that_cannot_be_are_refused(model_of: Callable[[str], Any]) -> None:
-    with pytest.raises(ValueError, match="unknown scoring function 'qrnca'; there are random, activation, ablation"):
+    with pytest.raises(
+        ValueError, match="unknown scoring function 'qrnca'; there are random, activation, activation-absolute, ablation"
+    ):
         score("qrnca", model_of("llama"), PROMPT)
     register("flat", "Flat", "a user")(lambda asked: torch.ones(1, 1))
     with pytest.raises(AttributionError, match=r"flat: scores of shape \(1, 1\)"):
@@ -148,14 +153,14 @@ def top_rows(key: str, located: QRNeurons) -> Sets:
     found = {}
     for query in located.queries["query"]:
         rows = located.scored[located.scored["query"] == query]
-        if key == "knowledge-neuron":
+        if key.startswith("knowledge-neuron"):
             rows = rows[2 * rows["templates"] >= prompts[query]]
-        by = ["na"] if key in ("knowledge-neuron", "without-ica") else ["naica", "na"]
+        by = ["na"] if key in ("knowledge-neuron", "knowledge-neuron-without-common", "without-ica") else ["naica", "na"]
         rows = rows.sort_values([*by, "layer", "neuron"], ascending=[False] * len(by) + [True, True]).head(
             located.config.top
         )
         best = NeuronSet.of(*rows[["layer", "neuron"]].itertuples(index=False, name=None))
-        found[query] = best - located.common_set if key in ("qrnca", "without-ica") else best
+        found[query] = best if key in ("with-common", "knowledge-neuron") else best - located.common_set
     return found
 
 

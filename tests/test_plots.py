@@ -68,24 +68,26 @@ def test_the_overlap_matrix_shows_the_symmetric_rate() -> None:
     assert list(figure.layout.xaxis.ticktext) == list(figure.layout.yaxis.ticktext) == ["x", "y", "z"]
 
 
-def test_changes_show_both_queries_with_their_intervals() -> None:
+def test_changes_show_all_queries_with_their_intervals() -> None:
     rows = [
-        (0.0, "x", 5, -40.0, -55.0, -30.0, 1.0, -1.0, 4.0),
-        (0.0, "y", 6, -60.0, -65.0, -58.0, 2.0, 1.5, 9.0),
-        (2.0, "x", 5, 5.0, 1.0, 9.5, 0.0, -0.5, 0.25),
-        (2.0, "y", 6, 6.0, 2.0, 9.0, -3.0, -5.0, -2.5),
+        (0.0, "x", 5, -40.0, -55.0, -30.0, 1.0, -1.0, 4.0, 7.0, 6.0, 9.0),
+        (0.0, "y", 6, -60.0, -65.0, -58.0, 2.0, 1.5, 9.0, 8.0, 5.0, 8.5),
+        (2.0, "x", 5, 5.0, 1.0, 9.5, 0.0, -0.5, 0.25, 9.0, 8.0, 12.0),
+        (2.0, "y", 6, 6.0, 2.0, 9.0, -3.0, -5.0, -2.5, 4.0, 2.0, 5.0),
     ]
-    kinds = ["related", "related_low", "related_high", "unrelated", "unrelated_low", "unrelated_high"]
+    kinds = [f"{kind}{bound}" for kind in ("own", "same", "other") for bound in ("", "_low", "_high")]
     figure = plots.changes(pd.DataFrame(rows, columns=["factor", "group", "queries", *kinds]))
     assert [(bar.name, list(bar.y), list(bar.error_y.array), list(bar.error_y.arrayminus)) for bar in figure.data] == [
         ("own query", [-40, -60], [10, 2], [15, 5]),
-        ("unrelated query", [1, 2], [3, 7], [2, 0.5]),
+        ("unrelated query, same letter", [1, 2], [3, 7], [2, 0.5]),
+        ("unrelated query, other letter", [7, 8], [2, 0.5], [1, 3]),
         ("own query", [5, 6], [4.5, 3], [4, 4]),
-        ("unrelated query", [0, -3], [0.25, 0.5], [0.5, 2]),
+        ("unrelated query, same letter", [0, -3], [0.25, 0.5], [0.5, 2]),
+        ("unrelated query, other letter", [9, 4], [3, 1], [1, 2]),
     ]
     assert [note.text for note in figure.layout.annotations] == ["QR neurons x 0", "QR neurons x 2"]
     assert figure.data[0].customdata.tolist() == [[5], [6]] and list(figure.layout.xaxis.ticktext) == ["x", "y"]
-    assert [bar.xaxis for bar in figure.data] == ["x", "x", "x2", "x2"]
+    assert [bar.xaxis for bar in figure.data] == [*3 * ["x"], *3 * ["x2"]]
 
 
 def test_the_permutation_figure_shows_observed_and_shuffled() -> None:

@@ -17,7 +17,13 @@ from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.methods import Budget, Ranking, at_most, cut, equal_counts, like, own_sizes, share
 from qrnca_lens.methods.controls import random_rankings, random_sets
-from qrnca_lens.methods.variants import knowledge_neurons, qrnca, with_common, without_ica
+from qrnca_lens.methods.variants import (
+    knowledge_neurons,
+    knowledge_neurons_without_common,
+    qrnca,
+    with_common,
+    without_ica,
+)
 
 MODEL = ModelShape("by hand", 2, 3, "0")
 
@@ -46,6 +52,7 @@ def test_variants_rank_the_cluster_and_name_the_papers_cut() -> None:
     assert shown(with_common(LOCATED)["q1"]) == ([[1, 2], [0, 0], [0, 2]], 2)
     assert shown(without_ica(LOCATED)["q2"]) == ([[1, 2], [0, 2]], 1)  # na 0.4 and 4 / 15; the common one has 1/3
     assert shown(knowledge_neurons(LOCATED)["q1"]) == ([[0, 0], [1, 2], [0, 2]], 2)
+    assert shown(knowledge_neurons_without_common(LOCATED)["q1"]) == ([[1, 2], [0, 2]], 1)  # 00 is one of the best two
     # q2 has two templates, so one is half of them: all three neurons count
     assert shown(knowledge_neurons(LOCATED)["q2"]) == ([[1, 2], [0, 0], [0, 2]], 2)
     assert shown(with_common(LOCATED)["q4"]) == ([[0, 1], [1, 1]], 2)  # a tie goes to the lower layer

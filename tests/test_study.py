@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from handmade import effects as hand_made
 from runs import CONFIG, LONG, failing
 from typer.testing import CliRunner
 
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.store import RunError, write_table
-from qrnca_lens.data import Prompt, Query, QuerySet
-from qrnca_lens.editing.effects import COLUMNS as COLUMNS_OF_EFFECTS
+from qrnca_lens.data import Prompt, Query, QuerySet, save_queries
 from qrnca_lens.methods import METHODS, register
 from qrnca_lens.methods.activation import activation_scores
 from qrnca_lens.models import ModelError
@@ -50,6 +50,8 @@ def test_the_record_is_complete(folder: Path) -> None:
         "random",
         "activation",
         "knowledge-neuron",
+        "knowledge-neuron-without-common",
+        "activation-absolute",
         "without-ica",
         "with-common",
         "qrnca",
@@ -59,15 +61,29 @@ def test_the_record_is_complete(folder: Path) -> None:
         for name in ("domains", "languages"):
             for direction in ("boost", "suppress"):
                 cell = record["table4"][method][name][direction]
-                assert {"pcr", "related", "unrelated", "ci", "queries"} <= set(cell), (method, name, direction)
+                assert {"own", "same_letter", "ratio_same", "specific", "letter_share"} <= set(cell), (
+                    method,
+                    name,
+                    direction,
+                )
     assert record["table4"]["qrnca"]["domains"]["suppress"]["queries"] == 24
+    assert len(record["table4_own_sizes"]) == len(record["table6_own_sizes"]) / 4 == 8
+    for name in ("domains", "languages"):
+        rows = [row for row in record["unseen"] if row["data set"] == name]
+        assert [(row["method"], row["prompts"]) for row in rows[::2]] == [
+            (method, prompts)
+            for prompts in ("detection", "fresh", "held-out")
+            for method in ("QRNCA", "Random, same layers")
+        ]
+        assert all(row["queries"] == 24 for row in rows)
 
 
 def test_qrnca_beats_random_even_on_a_small_sample(folder: Path) -> None:
     table = json.loads((folder / "results.json").read_text())["table4"]
     for name in ("domains", "languages"):
-        assert table["qrnca"][name]["suppress"]["related"] < -15
-        assert table["qrnca"][name]["suppress"]["points"] < table["random"][name]["suppress"]["points"] - 10
+        assert table["qrnca"][name]["suppress"]["own"]["mean"] < -15
+        points = [table[method][name]["suppress"]["points"]["mean"] for method in ("qrnca", "random")]
+        assert points[0] < points[1] - 10
 
 
 def test_a_study_goes_on_and_refuses_another(folder: Path, atlas: Any) -> None:
@@ -77,7 +93,7 @@ def test_a_study_goes_on_and_refuses_another(folder: Path, atlas: Any) -> None:
     effects.unlink()
     again = reproduce(atlas, subjects, folder, progress=False)
     assert effects.read_bytes() == before
-    assert len(again.results["domains"].effects) == 24 * 6 * 2
+    assert len(again.results["domains"].effects) == 24 * 8 * 2
     with pytest.raises(RunError, match=r"holds another study.*\n  seed: 1 here, 0 in the folder"):
         reproduce(atlas, subjects, folder, seed=1, progress=False)
     with pytest.raises(RunError, match="sample"):
@@ -109,8 +125,12 @@ def test_a_study_copes_with_queries_that_fail(
         )
     result, lost = study.results["short"], {"long", "q4", "q7"}
     assert set(result.located.failed["query"]) == lost
-    for table in (result.effects, result.extended):
-        assert not lost & {*table["query"], *table["unrelated"]}
+    for table in (result.effects, result.own_sizes, result.extended):
+        partners = [json.loads(text) for text in (*table["same_partners"], *table["other_partners"])]
+        assert not lost & {*table["query"], *(place[0] for row in partners for place in row if place)}
+    assert result.unseen.empty
+    own, equal = (table.pivot_table("neurons", "query", "method") for table in (result.own_sizes, result.effects))
+    assert (own.nunique(axis=1) > 1).any() and equal.eq(own.min(axis=1), axis=0).all(axis=None)
     assert set(result.effects["query"]) == {q.id for q in result.located.asked}
     assert not lost & set(result.others["query"])
     assert set(result.prediction["group"]) <= {"g0", "g2"}  # two queries are left of g1
@@ -134,7 +154,7 @@ def strict(text: str) -> Any:
 
 def test_what_is_no_number_is_null_in_the_record(run: tuple[Any, QRNeurons]) -> None:
     located = run[1]
-    effects = pd.DataFrame([["qrnca", 0.0, "q0", "g0", 1, "q1", 3, 0.0, 0.1, 3, 0, 0, 0.2, 0.2]], columns=COLUMNS_OF_EFFECTS)
+    effects = hand_made("qrnca", 0.0, [0.1], [0.2]).assign(p_before=0.0, right_before=3)
     effects = pd.concat([effects, effects.assign(factor=2.0)], ignore_index=True)
     empty = pd.DataFrame({"a": [float("nan"), float("-inf")]})
     record = as_json(
@@ -145,7 +165,7 @@ def test_what_is_no_number_is_null_in_the_record(run: tuple[Any, QRNeurons]) -> 
     json.dumps(record, allow_nan=False)
     assert record["about"]["seconds"] is None
     assert record["significance"]["short"]["overlap"] == [{"a": None}, {"a": None}]
-    assert record["table4"]["qrnca"]["short"]["suppress"]["related"] is None  # from 0 to 0.1
+    assert record["table4"]["qrnca"]["short"]["suppress"]["own"]["mean"] is None  # from 0 to 0.1
     assert record["table6"][0]["%"] is None  # no prompt was answered wrongly
 
 
@@ -164,9 +184,9 @@ def test_tables_follow_the_registered_methods(
     after = study.results["short"]
     assert set(after.extended["method"]) - set(before.extended["method"]) == {"new"}
     assert (tmp_path / "short" / "effects.parquet").stat().st_mtime_ns == kept
-    assert "All about new" in set(table4(study.results, extended=True)["method"])
+    assert "All about new" in set(table4(study.results, "extended")["method"])
     METHODS.pop("new")
-    assert "new" in set(table4(study.results, extended=True)["method"]) & set(table6(study.results, extended=True)["method"])
+    assert "new" in set(table4(study.results, "extended")["method"]) & set(table6(study.results, "extended")["method"])
     write_report(study)
     pd.testing.assert_frame_equal(run().results["short"].extended, before.extended)
     write_table(before.tokens.drop(columns="kind"), tmp_path / "short" / "tokens.parquet")
@@ -281,4 +301,19 @@ def test_subjects() -> None:
     domains = subject("domains", per_group=3)
     assert (domains.name, len(domains.queries), len(domains.renderings)) == ("domains", 18, 4)
     assert {q.id for r in domains.renderings for q in r} == {q.id for q in domains.queries}
-    assert domains.renderings[1].queries != domains.queries.queries
+    assert domains.fresh and domains.held_out
+    rendered = [domains.queries, *domains.renderings[1:], domains.fresh]
+    assert len({tuple(p.text for q in queries for p in q.prompts) for queries in rendered}) == 5
+    assert [q.id for q in domains.fresh] == [q.id for q in domains.held_out] == [q.id for q in domains.queries]
+    assert {p.template for q in domains.held_out for p in q.prompts} == {"en-held-out"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rendered_queries_have_no_unseen_prompts(known: bool, tmp_path: Path) -> None:
+    """Whether or not they name their questions."""
+    queries = subject("domains", per_group=1).queries
+    if not known:
+        queries = QuerySet(tuple(replace(query, question="") for query in queries))
+    save_queries(queries, tmp_path / "mine.jsonl")
+    found = subject(str(tmp_path / "mine.jsonl"))
+    assert (found.queries.fingerprint, found.fresh, found.held_out) == (queries.fingerprint, None, None)

@@ -20,7 +20,7 @@ from qrnca_lens.study import Reproduction, Subject, reproduce
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduction import Results, Sample
-from qrnca_lens.study.tables import table3, table4, table6, table7
+from qrnca_lens.study.tables import pcr_of, table3, table6, table7
 
 SAMPLE = Sample(extended=1, collateral=1, permutations=9)
 
@@ -46,10 +46,14 @@ def test_the_tables_of_a_model_whose_neurons_are_known(study: Reproduction) -> N
     assert flips["QRNCA"][ways].tolist() == ["0 / 0", "24 / 32"]
     assert flips["Random"][ways].tolist() == ["0 / 0", "0 / 32"]
     assert flips["Knowledge Neuron*"][ways].tolist() == ["0 / 0", "24 / 32"]
-    beyond = table6(study.results, extended=True).set_index(["method", "direction"])["flipped"]
+    beyond = table6(study.results, "extended").set_index(["method", "direction"])["flipped"]
     assert beyond["Random, same layers"][ways].tolist() == ["0 / 0", "0 / 4"]  # a query of each group
-    changes = table4(study.results).set_index(["method", "direction"])["own query, points"].astype(float)
-    assert changes["QRNCA"]["suppress"] < -50 < 0 < changes["QRNCA"]["boost"]
+    changes = {key: found.points.mean for key, found in pcr_of(study.results).items()}
+    assert changes["qrnca", "domains", "suppress"] < -50 < 0 < changes["qrnca", "domains", "boost"]
+    # one neuron serves all queries with the letter, and no other
+    found = pcr_of(study.results)["qrnca", "domains", "suppress"]
+    assert (found.specific.mean, found.general.mean) == pytest.approx((0, 0), abs=1e-3)
+    assert found.letter_share is not None and found.letter_share.mean == pytest.approx(100, abs=1e-3)
     tokens = study.results["domains"].tokens
     assert set(tokens["kind"]) == {"QR"} and len(tokens) == 4 * 8
     promoted = tokens.groupby(["layer", "neuron"])["promoted"].agg(set).to_dict()
@@ -100,7 +104,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, str,
     loss = others.rename(columns={"p_after": "loss_after"}).assign(loss_after=[1.0, 2.0, 3.0, 5.0])
     tokens = pd.DataFrame({"kind": ["common"], "rank": [1], "promoted": ["▁A"]})
     prediction = pd.DataFrame([("x", "QR neurons", "probe", 3, 5, 8, 0.625, 0.3, 0.9)], columns=PREDICTION_COLUMNS)
-    one = Results(by_hand(), found, found.replace("random", "random-layers"), others, loss, tokens, prediction)
+    beyond, sizes = found.replace("random", "random-layers"), found.replace("random", "without-ica")
+    unseen = found.assign(prompts_of="held-out")
+    one = Results(by_hand(), found, beyond, others, loss, tokens, prediction, sizes, unseen)
     folder, about = tmp_path_factory.mktemp("report"), {"sample": {"permutations": 9}, "seed": 0}
     made = Reproduction(folder, "a model", {"domains": one, "languages": replace(one, located=by_hand("uvw"))}, about)
     text = write_report(made).read_text("utf-8")
@@ -115,7 +121,8 @@ def test_a_report_has_every_figure_as_a_page_and_as_json(report: tuple[Reproduct
         assert (study.folder / record[f"figures/{key}"]).is_file() and f"<h2>{key}</h2>" in text
         assert (study.folder / "figures" / f"{key}.html").is_file()
     changes = json.loads((study.folder / "figures" / "domains-figure3-4.json").read_text("utf-8"))
-    assert [np.round(values(bar["y"]), 6).tolist() for bar in changes["data"]] == [[-40, -60], [-10, -20], [20, 60], [0, 0]]
+    bars = [np.round(values(bar["y"]), 6).tolist() for bar in changes["data"]]
+    assert bars == [[-40, -60], [-10, -20], [0, 0], [20, 60], [0, 0], [0, 0]]
     heatmap = json.loads((study.folder / "figures" / "languages-figure5.json").read_text("utf-8"))
     assert [panel["name"] for panel in heatmap["data"]] == ["u", "v", "w"]
 
@@ -148,11 +155,14 @@ def test_a_report_has_the_means_of_the_collateral(report: tuple[Reproduction, st
 
 
 def test_a_report_has_every_table(report: tuple[Reproduction, str, dict[str, Any]]) -> None:
-    """A cell of each: x has 3 QR neurons over two queries; the own P falls by 50 % and the unrelated one by 15 %."""
+    """A cell of each: x has 3 QR neurons over two queries; the own P falls by 50 % and the same letter's by 15 %."""
     for title, cell in {
         "Which statements of the paper hold here": "specific change of P -17.5 against 0.0 points",
         "Table 3: QR neurons a query": "<td>domains</td><td>x</td><td>2</td><td>1.5</td>",
-        "Table 4: probability change ratio": "<td>QRNCA</td><td>domains</td><td>suppress</td><td>3.3 [3.0, 4.0]</td>",
+        "Table 4: probability change ratio": "<td>3.3 [3.0, 4.0]</td>",
+        "Table 4 at the methods&#x27; own sizes": "<td>QRNCA without ICA</td><td>domains</td>",
+        "Edits on prompts that had no part in detection": "<td>suppress</td><td>held-out</td><td>2</td>",
+        "Table 6 at the methods&#x27; own sizes": "<td>QRNCA without ICA</td>",
         "Table 4, methods beyond the paper": "<td>Random, same layers</td><td>domains</td>",
         "Table 5: promoted tokens, languages": "<td>▁A</td>",
         "Table 6: edit success": "<td>0 / 4</td>",
@@ -161,4 +171,7 @@ def test_a_report_has_every_table(report: tuple[Reproduction, str, dict[str, Any
         "Figure 2a: overlap between groups": "<td>languages</td><td>2</td><td>0.4</td><td>0.4</td><td>0.4</td>",
     }.items():
         assert cell in report[1].split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+    for name in ("domains", "languages"):
+        sentence = f"QRNCA, {name}, suppressed: Of the change on the own question (-25.0 points), 30 % is also seen"
+        assert sentence in report[1].split("<h2>Table 4: probability change ratio</h2>")[1].split("</section>")[0]
     assert "Queries that failed" not in report[1]

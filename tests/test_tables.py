@@ -10,11 +10,22 @@ from handmade import by_hand, effects, made
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.editing.statistics import probability_change_ratio
 from qrnca_lens.localization import overlap_rates
 from qrnca_lens.study import paper
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.reproduction import Results
-from qrnca_lens.study.tables import as_json, figure2a, table3, table4, table6, table7
+from qrnca_lens.study.tables import (
+    as_json,
+    figure2a,
+    letter_line,
+    pcr_of,
+    table3,
+    table4,
+    table6,
+    table7,
+    table_unseen,
+)
 
 NOTHING = pd.DataFrame()
 PAPER_3 = """biology 13.1, physics 13.3, chemistry 12.8, mathematics 11.1, computer science 14.3, geography 12.7,
@@ -45,14 +56,16 @@ def results(
 ) -> Results:
     """A Results of hand-made frames."""
     rest = {name: frames.get(name, NOTHING) for name in ("others", "loss", "tokens", "prediction")}
+    rest |= {name: frames[name] for name in ("own_sizes", "unseen") if name in frames}
     return Results(located or by_hand(), effects_, extended, **rest)
 
 
 def both_ways(method: str = "qrnca") -> pd.DataFrame:
-    """Boosting: the own P rises from 0.5 to 0.6 and 0.7, the unrelated one to 0.525 and falls to 0.475; suppressing: the
-    own P falls to 0.3 and 0.2, the unrelated one to 0.45 twice."""
+    """Boosting: the own P rises from 0.5 to 0.6 and 0.7, the same letter's to 0.525 and falls to 0.475, the other letter's
+    stays; suppressing: the own P falls to 0.3 and 0.2, the same letter's to 0.45 and the other letter's to 0.475 twice."""
     boost = effects(method, 2.0, [0.6, 0.7], [0.525, 0.475], turned=[(1, 0), (0, 0)])
-    return pd.concat([boost, effects(method, 0.0, [0.3, 0.2], [0.45, 0.45], turned=[(0, 2), (1, 1)])], ignore_index=True)
+    suppress = effects(method, 0.0, [0.3, 0.2], [0.45, 0.45], other=[0.475, 0.475], turned=[(0, 2), (1, 1)])
+    return pd.concat([boost, suppress], ignore_index=True)
 
 
 def of_all_methods() -> pd.DataFrame:
@@ -97,25 +110,48 @@ def test_table3_has_the_paper_s_numbers() -> None:
 
 
 def test_table4_by_hand() -> None:
-    """Boost: own +20 and +40 %, unrelated +5 and -5 %, so 30 over 0; with two queries a bootstrap mean is one of the two
-    values in half of the draws, and the interval reaches from one to the other. The largest unrelated change is 5: a ratio
-    of at least 6. Suppress: own -40 and -60 %, unrelated -10 % each, so 50 / 10, from 40 / 10 to 60 / 10."""
+    """Boost: own +20 and +40 %, same letter +5 and -5 %, so 30 over 0; with two queries a bootstrap mean is one of the two
+    values in half of the draws, and the interval reaches from one to the other. The largest change of the partner is 5: a
+    ratio of at least 6. In points: 10 - 2.5 and 20 + 2.5. Suppress: own -40 and -60 %, same letter -10 % each, so 50 / 10,
+    from 40 / 10 to 60 / 10; other letter -5 %. Of -25 points -5 are the same letter's and -2.5 the other's: the letter has
+    2.5 of 25, and of the two queries 2.5 of 20 and of 30."""
     boost, suppress = table4({"a": results(both_ways())}).to_dict("records")
-    same = {"method": "QRNCA", "data set": "a", "queries": 2, "paper": None}
+    same = {"method": "QRNCA", "data set": "a", "neurons": 5.0, "queries": 2, "paper": None}
     assert boost == same | {
         "direction": "boost",
-        "PCR": "unrelated change not told from 0 (ratio at least 6.0)",
-        "own query, %": "30.0 [20.0, 40.0]",
-        "unrelated, %": "0.0 [-5.0, 5.0]",
-        "own query, points": "15.0",
+        "own %": "30.0 [20.0, 40.0]",
+        "same letter %": "0.0 [-5.0, 5.0]",
+        "other letter %": "0.0 [0.0, 0.0]",
+        "PCR (same letter)": "not told from 0 (ratio at least 6.0)",
+        "PCR (other letter)": "not told from 0",
+        "specific, points": "15.0 [7.5, 22.5]",
+        "letter's share, %": "0.0 [-12.5, 25.0]",
     }
     assert suppress == same | {
         "direction": "suppress",
-        "PCR": "5.0 [4.0, 6.0]",
-        "own query, %": "-50.0 [-60.0, -40.0]",
-        "unrelated, %": "-10.0 [-10.0, -10.0]",
-        "own query, points": "-25.0",
+        "own %": "-50.0 [-60.0, -40.0]",
+        "same letter %": "-10.0 [-10.0, -10.0]",
+        "other letter %": "-5.0 [-5.0, -5.0]",
+        "PCR (same letter)": "5.0 [4.0, 6.0]",
+        "PCR (other letter)": "10.0 [8.0, 12.0]",
+        "specific, points": "-20.0 [-25.0, -15.0]",
+        "letter's share, %": "10.0 [8.3, 12.5]",
     }
+    alone = table4({"a": results(both_ways().assign(same_prompts=0))}).iloc[1]
+    assert (alone["PCR (same letter)"], alone["letter's share, %"]) == ("no partner", "")
+
+
+def test_the_letter_s_share_in_words() -> None:
+    found = pcr_of({"a": results(both_ways())})
+    assert letter_line(found["qrnca", "a", "suppress"]) == (
+        "Of the change on the own question (-25.0 points), 20 % is also seen on unrelated questions with the same right "
+        "letter and 10 % on those with another: 10.0 [8.3, 12.5] % is specific to the letter, 80 % to the question."
+    )
+    nothing = effects("qrnca", 0.0, [0.4, 0.6], [0.5, 0.5])
+    assert letter_line(probability_change_ratio(nothing)) == (
+        "The change on the own question (0.0 points) cannot be told from 0, so no share of it is the letter's."
+    )
+    assert letter_line(probability_change_ratio(nothing.assign(other_prompts=2))).startswith("No question has unrelated")
 
 
 def test_table4_has_the_paper_s_numbers() -> None:
@@ -126,9 +162,10 @@ def test_table4_has_the_paper_s_numbers() -> None:
 
 def test_table6_by_hand() -> None:
     """Two queries of three prompts, two right each. Boost: 1 of the 2 wrong ones; suppress: 3 of the 4 right ones.
-    Wilson with z = 1.96, (p + z²/2n ± z sqrt(pq/n + z²/4n²)) / (1 + z²/n): 9.45 to 90.55 %, and 30.06 to 95.44 %."""
+    Wilson with z = 1.96, (p + z²/2n ± z sqrt(pq/n + z²/4n²)) / (1 + z²/n): 9.45 to 90.55 %, and 30.06 to 95.44 %: with one
+    wrong prompt a query they are independent; the right ones (2 of 2, 1 of 2) have var 2/1 * 1/2 / 16, so n = 3."""
     boost, suppress = table6({"a": results(both_ways())}).to_dict("records")
-    same = {"method": "QRNCA", "data set": "a", "paper, %": None}
+    same = {"method": "QRNCA", "data set": "a", "neurons": 5.0, "paper, %": None}
     assert boost == same | {
         "direction": "wrong to right (boost)",
         "flipped": "1 / 2",
@@ -136,13 +173,28 @@ def test_table6_by_hand() -> None:
         "low": pytest.approx(9.45, abs=0.01),
         "high": pytest.approx(90.55, abs=0.01),
     }
+    z2 = 1.959964**2 / 3
+    half = (z2 * 0.75 * 0.25 + z2**2 / 4) ** 0.5
     assert suppress == same | {
         "direction": "right to wrong (suppress)",
         "flipped": "3 / 4",
         "%": 75.0,
-        "low": pytest.approx(30.06, abs=0.01),
-        "high": pytest.approx(95.44, abs=0.01),
+        "low": pytest.approx(100 * (0.75 + z2 / 2 - half) / (1 + z2), abs=0.01),
+        "high": pytest.approx(100 * (0.75 + z2 / 2 + half) / (1 + z2), abs=0.01),
     }
+
+
+def test_edits_on_unseen_prompts_by_hand() -> None:
+    parts = [both_ways().assign(prompts_of="detection"), both_ways().assign(prompts_of="fresh", p_after=0.5)]
+    found = table_unseen({"a": results(unseen=pd.concat(parts, ignore_index=True)), "b": results()})
+    assert found["prompts"].tolist() == 2 * ["detection"] + 2 * ["fresh"]
+    assert found["direction"].tolist() == 2 * ["boost", "suppress"]
+    assert found.iloc[1][["method", "data set", "queries", "own, points", "specific, points", "flipped", "%"]].tolist() == [
+        "QRNCA", "a", 2, "-25.0 [-30.0, -20.0]", "-20.0 [-25.0, -15.0]", "3 / 4", 75.0
+    ]  # fmt: skip
+    assert found.iloc[3][["own, points", "specific, points"]].tolist() == ["0.0 [0.0, 0.0]", "5.0 [5.0, 5.0]"]
+    low, high = table6({"a": results(both_ways())}).iloc[1][["low", "high"]]
+    assert found.iloc[1][["low", "high"]].tolist() == [low, high]
 
 
 def test_table6_has_the_paper_s_numbers() -> None:
@@ -154,11 +206,12 @@ def test_table6_has_the_paper_s_numbers() -> None:
     assert len(found) == 24  # the ablations have no number there
 
 
-def test_methods_beyond_the_paper_stand_in_tables_of_their_own() -> None:
-    both = {"a": results(both_ways(), both_ways("random-layers"))}
+def test_other_sizes_and_methods_beyond_the_paper_stand_in_tables_of_their_own() -> None:
+    all_three = {"a": results(both_ways(), both_ways("random-layers"), own_sizes=both_ways("without-ica"))}
     for table in (table4, table6):
-        assert set(table(both)["method"]) == {"QRNCA"}
-        assert set(table(both, extended=True)["method"]) == {"Random, same layers"}
+        assert set(table(all_three)["method"]) == {"QRNCA"}
+        assert set(table(all_three, "extended")["method"]) == {"Random, same layers"}
+        assert set(table(all_three, "own_sizes")["method"]) == {"QRNCA without ICA"}
 
 
 def predicted(group: str, neurons: str, reading: str) -> tuple[Any, ...]:
@@ -241,27 +294,28 @@ def test_the_record_holds_every_table() -> None:
         loss=pd.DataFrame({"query": ["q0"], "loss_after": [2.5]}),
         tokens=pd.DataFrame({"promoted": ["▁B"], "rank": [1]}),
         prediction=pd.DataFrame([predicted("biology", "QR neurons", "probe")], columns=PREDICTION_COLUMNS),
+        own_sizes=both_ways("without-ica"),
+        unseen=both_ways().assign(prompts_of="fresh"),
     )
     tests = {"domains": {"overlap": pd.DataFrame({"p": [0.1]}), "layers": pd.DataFrame({"p": [0.2]})}}
     record = as_json({"domains": result}, {"seed": 3}, tests)
     assert record["about"] == {"seed": 3}
     ratios = {method: record["table4"][method]["domains"] for method in methods}
     assert set(record["table4"]) == set(methods)
-    assert ratios["random-layers"]["boost"]["related"] == -50.0
-    suppress = {key: [round(v, 6) for v in value] if isinstance(value, list) else round(value, 6)
-                for key, value in ratios["qrnca"]["suppress"].items()}  # fmt: skip
-    assert suppress == {
-        "queries": 2,
-        "related": -50.0,
-        "related_ci": [-60.0, -40.0],
-        "unrelated": -10.0,
-        "unrelated_ci": [-10.0, -10.0],
-        "pcr": 5.0,
-        "ci": [4.0, 6.0],
-        "at_least": 5.0,
-        "points": -25.0,
-    }
-    assert ratios["qrnca"]["boost"]["pcr"] is ratios["qrnca"]["boost"]["ci"] is None
+    assert ratios["random-layers"]["boost"]["own"]["mean"] == -50.0
+    suppress = ratios["qrnca"]["suppress"]
+    assert (suppress["queries"], suppress["units"]) == (2, 2)
+    assert suppress["own"] == {"mean": pytest.approx(-50), "ci": pytest.approx([-60, -40]), "queries": 2}
+    assert suppress["ratio_same"] == {"value": pytest.approx(5), "ci": pytest.approx([4, 6]), "at_least": pytest.approx(5)}
+    parts = ("points", "specific", "question", "letter", "general", "letter_share")
+    assert [suppress[part]["mean"] for part in parts] == pytest.approx([-25, -20, -20, -2.5, -2.5, 10])
+    assert ratios["qrnca"]["boost"]["ratio_same"]["value"] is ratios["qrnca"]["boost"]["ratio_same"]["ci"] is None
+    assert set(record["table4_own_sizes"]) == {"without-ica"}
+    assert {row["method"] for row in record["table6_own_sizes"]} == {"QRNCA without ICA"}
+    assert [(row["prompts"], row["own, points"]) for row in record["unseen"]] == [
+        ("fresh", "15.0 [10.0, 20.0]"),
+        ("fresh", "-25.0 [-30.0, -20.0]"),
+    ]
     flips = {(row["method"], row["direction"][:5]): row["flipped"] for row in record["table6"]}
     assert flips == {
         ("QRNCA", "wrong"): "1 / 2",

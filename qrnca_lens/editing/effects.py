@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import random
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 
 from qrnca_lens.attribution.letters import edited_letters
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
 from qrnca_lens.data import Query, QuerySet
 from qrnca_lens.data.query import check_query_set
+from qrnca_lens.editing.partners import Partners, Place, partners_of, shown_places
 from qrnca_lens.engine.asks import Positions
 from qrnca_lens.models import HookedModel, check_hooked
 
@@ -25,16 +25,22 @@ COLUMNS = [
     "factor",
     "query",
     "group",
+    "unit",
     "neurons",
-    "unrelated",
     "prompts",
     "p_before",
     "p_after",
     "right_before",
     "wrong_to_right",
     "right_to_wrong",
-    "p_unrelated_before",
-    "p_unrelated_after",
+    "p_same_before",
+    "p_same_after",
+    "same_prompts",
+    "p_other_before",
+    "p_other_after",
+    "other_prompts",
+    "same_partners",
+    "other_partners",
 ]
 
 
@@ -45,6 +51,18 @@ class _Edit:
     method: str
     owner: str
     factor: float
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """P(right letter), and whether it is the likeliest letter."""
+
+    p: float
+    right: bool
+
+
+_Read = Mapping[tuple[_Edit | None, Place], _Answer]
+"""What was read on each prompt, untouched (None) and with each edit that concerns it."""
 
 
 def edit_effects(
@@ -59,61 +77,75 @@ def edit_effects(
     """Scale each query's own neurons, as each method gives them; one row a (method, factor, query) with COLUMNS.
 
     `queries` of a run are its `located.asked`, without those that failed. `methods` maps a method's name to its neurons by
-    query id. `positions` are scaled: "last" (the paper), "all", a position or spans. Probabilities are means
-    over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the answer is the likeliest of
-    the four letters). The unrelated query is drawn from another group with `seed` and the query's id, so that all methods
-    and factors meet the same one. An empty set changes nothing. Every prompt runs once for all edits that concern it.
-    Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
+    query id. `positions` are scaled: "last" (the paper), "all", a position or spans. p_before and p_after are means of
+    P(right letter) over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the answer is the
+    likeliest of the four letters).
+
+    Each prompt is compared with two prompts of unrelated queries at the same place (`partners_of`): one with the same right
+    letter, on which an effect on the letter shows (p_same_…), and one with another, on which only an effect on all answers
+    does (p_other_…). Their P is that of their own right letter, averaged over those of the query's prompts that have such a
+    partner: same_prompts and other_prompts tell how many, NaN stands for none, same_partners and other_partners name them.
+    All methods and factors meet the same partners. An empty set changes nothing. Every prompt runs once for all edits that
+    concern it. Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
     """
     check_hooked(model)
     check_query_set(queries)
     factors, seed = [number("factor", factor) for factor in factors], seed_number(seed)
     if len(queries.groups) < 2:
         raise ValueError("unrelated queries come from other groups; give queries of at least two groups")
-    known = {query.id for query in queries}
+    by_id = {query.id: query for query in queries}
     for method, sets in methods.items():
-        unknown = [query for query in sets if query not in known]
+        unknown = [query for query in sets if query not in by_id]
         if unknown:
             raise ValueError(f"method {method!r} has neurons for {unknown[0]!r}, which is not among the queries")
-    partner = {query.id: unrelated(query, queries, seed) for query in queries}
-    wanted: dict[str, list[_Edit]] = defaultdict(list)
-    for method, sets in methods.items():
-        for owner in sets:
-            for factor in factors:
-                for query in (owner, partner[owner]):
-                    wanted[query].append(_Edit(method, owner, factor))
-    before, after = {}, {}
-    texts, edits = [], []
-    for query in queries:
-        if wanted[query.id]:
-            texts += [prompt.text for prompt in query.prompts]
-            edits += [[(methods[e.method][e.owner], e.factor) for e in wanted[query.id]]] * len(query.prompts)
-    read = iter(edited_letters(model, texts, edits, positions=positions))
-    for query in queries:
-        if wanted[query.id]:
-            found = torch.stack([next(read) for _ in query.prompts], dim=1)
-            before[query.id] = found[0]
-            after.update({(edit, query.id): p for edit, p in zip(wanted[query.id], found[1:], strict=True)})
-    rows = []
-    for method, sets in methods.items():
-        for factor in factors:
-            for owner in sets:
-                edit, query, other = _Edit(method, owner, factor), queries[owner], queries[partner[owner]]
-                own = _compare(query, before[query.id], after[edit, query.id])
-                elsewhere = _compare(other, before[other.id], after[edit, other.id])
-                head = (method, factor, owner, query.group, len(sets[owner]), other.id, len(query.prompts))
-                rows.append((*head, *own, *elsewhere[:2]))
+    partners = partners_of(queries, seed)
+    edits = [_Edit(method, owner, factor) for method, sets in methods.items() for factor in factors for owner in sets]
+    wanted: dict[Place, list[_Edit]] = defaultdict(list)
+    for edit in edits:
+        of = partners[edit.owner]
+        for place in (*_places(by_id[edit.owner]), *of.same, *of.other):
+            if place:
+                wanted[place].append(edit)
+    read = _run(model, by_id, wanted, methods, positions)
+    rows = [_row(edit, by_id[edit.owner], len(methods[edit.method][edit.owner]), partners, read) for edit in edits]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def unrelated(query: Query, queries: QuerySet, seed: int) -> str:
-    """The id of a query of another group, drawn with `seed` and the query's id."""
-    return random.Random(f"{seed}/{query.id}").choice([other.id for other in queries if other.group != query.group])
+def _places(query: Query) -> list[Place]:
+    return [(query.id, place) for place in range(len(query.prompts))]
 
 
-def _compare(query: Query, before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, int, int, int]:
-    """p_before, p_after, right_before, wrong_to_right, right_to_wrong over a query's prompts; tensors [prompt, letter]."""
-    right = torch.tensor([prompt.right for prompt in query.prompts])
-    was, now = before.argmax(1) == right, after.argmax(1) == right
-    p_before, p_after = (p.gather(1, right[:, None]).mean().item() for p in (before, after))
-    return p_before, p_after, int(was.sum()), int((~was & now).sum()), int((was & ~now).sum())
+def _run(
+    model: HookedModel,
+    queries: Mapping[str, Query],
+    wanted: Mapping[Place, Sequence[_Edit]],
+    methods: Mapping[str, Sets],
+    positions: Positions,
+) -> _Read:
+    prompts = {place: queries[place[0]].prompts[place[1]] for place in wanted}
+    edits = [[(methods[edit.method][edit.owner], edit.factor) for edit in of_place] for of_place in wanted.values()]
+    letters = edited_letters(model, [prompt.text for prompt in prompts.values()], edits, positions=positions)
+    read: dict[tuple[_Edit | None, Place], _Answer] = {}
+    for (place, prompt), found in zip(prompts.items(), letters, strict=True):
+        p, likeliest = found[:, prompt.right].tolist(), found.argmax(1).tolist()
+        for row, edit in enumerate((None, *wanted[place])):
+            read[edit, place] = _Answer(p[row], likeliest[row] == prompt.right)
+    return read
+
+
+def _row(edit: _Edit, query: Query, neurons: int, partners: Mapping[str, Partners], read: _Read) -> tuple[object, ...]:
+    own, of = _places(query), partners[query.id]
+    turns = [(read[None, place].right, read[edit, place].right) for place in own]
+    right = sum(was for was, _ in turns), sum(now > was for was, now in turns), sum(was > now for was, now in turns)
+    head = (edit.method, edit.factor, query.id, query.group, query.unit, neurons, len(own))
+    same, other = ([place for place in places if place] for places in (of.same, of.other))
+    compared = (*_means(edit, same, read), len(same), *_means(edit, other, read), len(other))
+    return (*head, *_means(edit, own, read), *right, *compared, shown_places(of.same), shown_places(of.other))
+
+
+def _means(edit: _Edit, places: Sequence[Place], read: _Read) -> tuple[float, float]:
+    """Mean P(right letter) over some prompts, before and after an edit; NaN for none."""
+    if not places:
+        return math.nan, math.nan
+    before, after = (sum(read[key, place].p for place in places) / len(places) for key in (None, edit))
+    return before, after

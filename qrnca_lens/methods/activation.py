@@ -1,4 +1,4 @@
-"""Activation: the highest activations at the last position (paper, table 4)."""
+"""Activation: the highest activations at the last position (paper, table 4), signed and by absolute value."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def activation_scores(asked: Asked) -> Scores:
     with torch.no_grad():
         _, cache = last_logits(asked.model, tokens, torch.ones_like(tokens), names)
     return torch.stack([cache[name][0, -1] for name in names]).float().cpu()
+
+
+def absolute_activation_scores(asked: Asked) -> Scores:
+    """The size of the activation, whatever its sign: a neuron that is strongly negative writes as much as a positive one."""
+    return activation_scores(asked).abs()

@@ -11,7 +11,7 @@ from qrnca_lens.core.shapes import Scores
 from qrnca_lens.core.values import listed
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.methods.ablation import ablation_scores
-from qrnca_lens.methods.activation import activation_scores
+from qrnca_lens.methods.activation import absolute_activation_scores, activation_scores
 from qrnca_lens.methods.budget import Budget, Sets, equal_counts, own_sizes
 from qrnca_lens.methods.contrastive import contrastive_scores
 from qrnca_lens.methods.controls import random_rankings
@@ -20,7 +20,13 @@ from qrnca_lens.methods.log_probability import log_probability_scores
 from qrnca_lens.methods.random_scores import scores_at_random
 from qrnca_lens.methods.ranking import Ranking
 from qrnca_lens.methods.scoring import ScoreFunction, ScoresTogether, one_by_one, rank_by_scores, scores_of_prompts
-from qrnca_lens.methods.variants import knowledge_neurons, qrnca, with_common, without_ica
+from qrnca_lens.methods.variants import (
+    knowledge_neurons,
+    knowledge_neurons_without_common,
+    qrnca,
+    with_common,
+    without_ica,
+)
 from qrnca_lens.models import HookedModel, mlp_width
 
 _Found = TypeVar("_Found")
@@ -72,8 +78,15 @@ def _scoring(key: str, name: str, reference: str, function: ScoresTogether, *, i
     return Method(key, name, reference, in_paper, rank, function)
 
 
-def _variant(key: str, name: str, reference: str, rankings: Callable[[QRNeurons], dict[str, Ranking]]) -> Method:
-    return Method(key, name, reference, True, lambda evidence: rankings(evidence.located).items())
+def _variant(
+    key: str,
+    name: str,
+    reference: str,
+    rankings: Callable[[QRNeurons], dict[str, Ranking]],
+    *,
+    in_paper: bool = True,
+) -> Method:
+    return Method(key, name, reference, in_paper, lambda evidence: rankings(evidence.located).items())
 
 
 def _same_layers(evidence: Evidence) -> Iterable[tuple[str, Ranking]]:
@@ -92,6 +105,14 @@ METHODS: dict[str, Method] = {
         _variant("without-ica", "QRNCA without ICA", _TABLE4, without_ica),
         _variant("with-common", "QRNCA with common neurons", _TABLE4, with_common),
         _variant("qrnca", "QRNCA", "paper", qrnca),
+        _scoring("activation-absolute", "Activation, absolute", "control", one_by_one(absolute_activation_scores)),
+        _variant(
+            "knowledge-neuron-without-common",
+            "Knowledge Neuron* without common neurons",
+            "Dai et al. 2022",
+            knowledge_neurons_without_common,
+            in_paper=False,
+        ),
         Method("random-layers", "Random, same layers", "control", False, _same_layers),
         _scoring("ablation", "Exact ablation", "one neuron at a time set to zero", one_by_one(ablation_scores)),
         _scoring("contrastive", "Contrastive target", _MARGIN, contrastive_scores),

@@ -37,8 +37,17 @@ def knowledge_neurons(located: QRNeurons) -> dict[str, Ranking]:
     The neurons that pass the threshold in at least half of the query's templates, by na (their summed score, as a share of
     the cluster's); its own are the top v. Neither ICA nor common neurons are used.
     """
+    return _ranked(located, _in_half_of_the_templates(located), "na", located.common.head(0))
+
+
+def knowledge_neurons_without_common(located: QRNeurons) -> dict[str, Ranking]:
+    """`knowledge_neurons` without common neurons; its own are those left of the top v."""
+    return _ranked(located, _in_half_of_the_templates(located), "na", located.common)
+
+
+def _in_half_of_the_templates(located: QRNeurons) -> pd.DataFrame:
     half = located.scored["query"].map(located.queries.set_index("query")["prompts"] / 2).map(math.ceil)
-    return _ranked(located, located.scored[located.scored["templates"] >= half], "na", located.common.head(0))
+    return located.scored[located.scored["templates"] >= half]
 
 
 def _ranked(located: QRNeurons, rows: pd.DataFrame, by: str, dropped: pd.DataFrame) -> dict[str, Ranking]:

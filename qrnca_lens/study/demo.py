@@ -20,6 +20,7 @@ from qrnca_lens.localization import layer_counts
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import HookedModel, load_model
 from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.study.tables import letter_line
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.report import Section, write_page
 
@@ -35,10 +36,14 @@ _HOW_TO_READ = (
 
 @dataclass(frozen=True)
 class Demo:
-    """The demonstration's result: the effect over all questions, one question's neurons and edits, the page."""
+    """The demonstration's result: the effect over all questions, one question's neurons and edits, the page.
+
+    `letter` is the sentence on how much of the effect is one on the letter (`tables.letter_line`).
+    """
 
     located: QRNeurons
     effect: pd.DataFrame
+    letter: str
     query: Query
     neurons: pd.DataFrame
     edits: pd.DataFrame
@@ -56,13 +61,13 @@ def run_demo(out: str | os.PathLike[str]) -> Demo:
     own = {query: located.for_query(query) for query in located.queries["query"]}
     sets = {"its QR neurons": own, "random neurons, same layers": random_sets(own, located.model.d_mlp)}
     effects = edit_effects(model, located.asked, sets, factors=[SUPPRESS])
-    query = located.asked[_median_query(effects[effects["method"] == "its QR neurons"])]
+    ours = effects[effects["method"] == "its QR neurons"]
+    query, letter = located.asked[_median_query(ours)], letter_line(probability_change_ratio(ours))
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
     neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
     counts = layer_counts(located).rename(columns=lambda layer: f"layer {layer}").rename_axis(columns=None).reset_index()
-    found = Demo(
-        located, _summary(effects), query, neurons, edit_table(model, query, located), counts, Path(out) / "report.html"
-    )
+    edits, page = edit_table(model, query, located), Path(out) / "report.html"
+    found = Demo(located, _summary(effects), letter, query, neurons, edits, counts, page)
     write_page(found.page, "Query-relevant neurons of atlas", _sections(found))
     return found
 
@@ -75,10 +80,10 @@ def _median_query(effects: pd.DataFrame) -> str:
 def _summary(effects: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, part in effects.groupby("method", sort=False):
-        change, flips = probability_change_ratio(part.reset_index(drop=True)), edit_success(part, boost=False)
-        own, other = with_interval(change.related, change.related_ci), with_interval(change.unrelated, change.unrelated_ci)
-        rows.append((f"{method} suppressed", change.queries, own, other, f"{flips.count} of {flips.of}"))
-    names = ["edit", "questions", "own question, %", "unrelated question, %", "answers turned wrong"]
+        change, flips = probability_change_ratio(part), edit_success(part, boost=False)
+        changes = [with_interval(x.mean, x.ci) for x in (change.own, change.same_letter, change.other_letter)]
+        rows.append((f"{method} suppressed", change.queries, *changes, f"{flips.count} of {flips.of}"))
+    names = ["edit", "questions", "own question, %", "same letter, %", "other letter, %", "answers turned wrong"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -102,7 +107,8 @@ def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataF
 def _sections(demo: Demo) -> list[Section]:
     located, query = demo.located, demo.query
     effect = (
-        "Mean change of P(right letter) over all questions, with 95 % bootstrap intervals, and the prompts that turn wrong."
+        "Mean change of P(right letter) over all questions, on questions of other groups with the same right letter and "
+        "with another, each with its 95 % bootstrap interval, and the prompts that turn wrong.\n\n" + demo.letter
     )
     return [
         Section("What this page shows", _HOW_TO_READ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +15,37 @@ from qrnca_lens.core.writing import own_folder, plain_name
 from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.localization import concentration_test, layer_test, overlap_test
 from qrnca_lens.study.reproduction import Reproduction, Results
-from qrnca_lens.study.tables import as_json, failed, figure2a, table3, table4, table6, table7
+from qrnca_lens.study.tables import (
+    as_json,
+    failed,
+    figure2a,
+    letter_line,
+    pcr_of,
+    table3,
+    table4,
+    table6,
+    table7,
+    table_unseen,
+)
 from qrnca_lens.study.verdicts import statements
 from qrnca_lens.views.plots import figures as plots
 from qrnca_lens.views.plots import localization as plots_localization
 from qrnca_lens.views.report import Section, write_page
 
 _READING = (
-    "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 %: bootstrap "
-    "over queries for probability changes, Wilson over prompts for counts. A PCR is printed only where the change on "
-    "unrelated queries can be told from zero; elsewhere it would be a division by noise."
+    "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 % and over "
+    "questions (over facts, where several questions ask for the same): bootstrap for probability changes, Wilson's with the "
+    "effective number of prompts for counts. A PCR is printed only where the change on unrelated queries can be told from "
+    "zero; elsewhere it would be a division by noise."
+)
+_EQUAL = (
+    "All methods at equal counts: for each question as many neurons as the method with the fewest has. The specific change "
+    "is that on the own question less that on an unrelated one with the same right letter."
+)
+_OWN_SIZES = "Each method with as many neurons as its own rule takes, as in the paper."
+_UNSEEN = (
+    "QR neurons at their own sizes, measured on the prompts that they were found with, on fresh shuffles and distractors, "
+    "and on a template that had no part in detection; the same questions in all three."
 )
 _TESTS = {"overlap": overlap_test, "concentration": concentration_test, "layers": layer_test}
 _QUESTIONS = {
@@ -64,6 +86,12 @@ def write_report(study: Reproduction) -> Path:
         write_page(folder / f"{key}.html", key, [Section(key, "", figure)])
     write_record(record, study.folder / "results.json")
     return write_page(study.folder / "report.html", f"QRNCA on {study.model}: the paper's tables and figures", sections)
+
+
+def _letters(results: Mapping[str, Results]) -> str:
+    """For each data set how much of what suppressing QR neurons does is an effect on the letter."""
+    found = pcr_of(results)
+    return "\n\n".join(f"QRNCA, {name}, suppressed: {letter_line(found['qrnca', name, 'suppress'])}" for name in results)
 
 
 def _means(edits: pd.DataFrame) -> pd.DataFrame:
@@ -114,11 +142,14 @@ def _tables(study: Reproduction) -> list[Section]:
         *([Section("Queries that failed", why, lost)] if len(lost) else []),
         Section("Which statements of the paper hold here", "", statements(results)),
         Section("Table 3: QR neurons a query", "", table3(results)),
-        Section("Table 4: probability change ratio", "", table4(results)),
-        Section("Table 4, methods beyond the paper", "On a sample of the queries.", table4(results, extended=True)),
+        Section("Table 4: probability change ratio", f"{_EQUAL}\n\n{_letters(results)}", table4(results)),
+        Section("Table 4 at the methods' own sizes", _OWN_SIZES, table4(results, "own_sizes")),
+        Section("Table 4, methods beyond the paper", "On a sample of the queries.", table4(results, "extended")),
+        Section("Edits on prompts that had no part in detection", _UNSEEN, table_unseen(results)),
         *tokens,
-        Section("Table 6: edit success", "", table6(results)),
-        Section("Table 6, methods beyond the paper", "On a sample of the queries.", table6(results, extended=True)),
+        Section("Table 6: edit success", _EQUAL, table6(results)),
+        Section("Table 6 at the methods' own sizes", _OWN_SIZES, table6(results, "own_sizes")),
+        Section("Table 6, methods beyond the paper", "On a sample of the queries.", table6(results, "extended")),
         Section("Table 7: neuron-based prediction", "", table7(results)),
         Section("Figure 2a: overlap between groups", _OVERLAP, figure2a(results)),
         *collateral,

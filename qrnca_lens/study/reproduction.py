@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,18 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
-from qrnca_lens.methods import METHODS, Evidence, find_neurons
+from qrnca_lens.methods import METHODS, Evidence, Sets, equal_counts, find_neurons
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.readout.promoted import PROJECTION_COLUMNS, promoted_tokens
-from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.runs.pipeline import check_prompts, locate, without
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.prediction import predict_from_neurons
 from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable
 
+_KIN = ("activation-absolute", "knowledge-neuron-without-common")  # compared with the paper's own on all queries
+_ON_UNSEEN = ("qrnca", "random-layers")
+_UNSEEN_COLUMNS = ["prompts_of", *EFFECT_COLUMNS]
 _TOKEN_COLUMNS = [*PROJECTION_COLUMNS, "kind"]
 
 
@@ -58,7 +62,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Results:
-    """The measured tables of one data set, as frames."""
+    """The measured tables of one data set, as frames.
+
+    `effects` are those of the paper's methods and their kin at equal counts, `own_sizes` those at each method's own;
+    `extended` those of the other methods beside QRNCA, as many neurons as it has, on a sample. `unseen` has a further column
+    prompts_of: the edits of QRNCA and its control on the prompts of detection, fresh ones and held-out ones.
+    """
 
     located: QRNeurons
     effects: pd.DataFrame
@@ -67,6 +76,8 @@ class Results:
     loss: pd.DataFrame
     tokens: pd.DataFrame
     prediction: pd.DataFrame
+    own_sizes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=EFFECT_COLUMNS))
+    unseen: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_UNSEEN_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def reproduce(
             own_folder(own_folder(folder / item.name) / "located")
     began, results = time.monotonic(), {}
     with progress_bar(progress) as bar:
-        task = bar.add_task("reproducing", total=7 * len(subjects))
+        task = bar.add_task("reproducing", total=9 * len(subjects))
         for item in subjects:
             steps = _Steps(folder / item.name, lambda text: bar.update(task, advance=1, description=text))
             results[item.name] = _measure(model, item, steps, config, sample, seed)
@@ -156,11 +167,15 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
     evidence, small = Evidence(model, asked, located), Evidence(model, asked.sample(sample.extended, seed), located)
     edited, text = _edited(located, asked.sample(sample.collateral, seed)), neutral_text(model)
 
-    def effects(name: str, of: Evidence, keys: Sequence[str]) -> pd.DataFrame:
-        def make() -> pd.DataFrame:
-            return edit_effects(model, of.queries, {key: find_neurons(key, of) for key in keys}, seed=seed)
+    compared = [key for key, method in METHODS.items() if method.in_paper or key in _KIN]
+    beyond = ["qrnca", *[key for key in METHODS if key not in compared]]
 
-        return steps.table(name, EFFECT_COLUMNS, make, keys)
+    @cache
+    def own() -> dict[str, Sets]:
+        return {key: find_neurons(key, evidence) for key in compared}
+
+    def effects(name: str, queries: QuerySet, keys: Sequence[str], sets: Callable[[], dict[str, Sets]]) -> pd.DataFrame:
+        return steps.table(name, EFFECT_COLUMNS, lambda: edit_effects(model, queries, sets(), seed=seed), keys)
 
     def collateral(name: str, columns: Sequence[str], measure: Callable[[float], pd.DataFrame]) -> pd.DataFrame:
         def make() -> pd.DataFrame:
@@ -170,13 +185,32 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
 
     return Results(
         located,
-        effects("effects", evidence, [key for key, m in METHODS.items() if m.in_paper]),
-        effects("extended", small, ["qrnca", *[key for key, m in METHODS.items() if not m.in_paper]]),
+        effects("effects", asked, compared, lambda: equal_counts(own())),
+        effects("extended", small.queries, beyond, lambda: {key: find_neurons(key, small) for key in beyond}),
         collateral("others", OTHERS_COLUMNS, lambda f: other_queries(model, asked, edited, f)),
         collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f, text)),
         steps.table("tokens", _TOKEN_COLUMNS, lambda: _tokens(model, located)),
         steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, seed)),
+        effects("own_sizes", asked, compared, own),
+        steps.table("unseen", _UNSEEN_COLUMNS, lambda: _unseen(model, item, evidence, seed)),
     )
+
+
+def _unseen(model: HookedModel, item: Subject, evidence: Evidence, seed: int) -> pd.DataFrame:
+    """Effects on the prompts of detection, on fresh and on held-out ones, of the queries whose prompts the model takes in
+    all three; no rows where the subject lacks them or one group is left."""
+    if item.fresh is None or item.held_out is None:
+        return pd.DataFrame(columns=_UNSEEN_COLUMNS)
+    others = {"fresh": item.fresh, "held-out": item.held_out}
+    others = {name: without(queries, check_prompts(model, queries).failed) for name, queries in others.items()}
+    shared = set.intersection(*({query.id for query in queries} for queries in (evidence.queries, *others.values())))
+    asked = {name: queries.keep(shared) for name, queries in {"detection": evidence.queries, **others}.items()}
+    if len(asked["detection"].groups) < 2:
+        return pd.DataFrame(columns=_UNSEEN_COLUMNS)
+    part = replace(evidence, queries=asked["detection"])
+    sets = {key: find_neurons(key, part) for key in _ON_UNSEEN}
+    parts = [edit_effects(model, queries, sets, seed=seed).assign(prompts_of=name) for name, queries in asked.items()]
+    return pd.concat(parts, ignore_index=True)[_UNSEEN_COLUMNS]
 
 
 def _edited(located: QRNeurons, queries: QuerySet) -> dict[str, NeuronSet]:

@@ -26,12 +26,16 @@ MEASURABLE = 3
 class Subject:
     """A data set of the study: its queries, and the same questions in other shuffles (one may be enough).
 
-    `name` is that of its folder and in its figures' file names. ValueError for one that cannot be.
+    `fresh` and `held_out` are the same questions once more, in prompts that have no part in detection: other shuffles and
+    distractors, and another template. Edits are measured on both, where both are given. `name` is that of its folder and in
+    its figures' file names. ValueError for one that cannot be.
     """
 
     name: str
     queries: QuerySet
     renderings: tuple[QuerySet, ...]
+    fresh: QuerySet | None = None
+    held_out: QuerySet | None = None
 
     def __post_init__(self) -> None:
         plain_name(self.name)
@@ -40,7 +44,7 @@ class Subject:
 def subject(source: str, *, seed: int = 0, per_group: int | None = None, distractors: Distractors | None = None) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries.
 
-    `distractors` as in `load_queries`.
+    `distractors` as in `load_queries`. Rendered queries have no fresh or held-out prompts.
     """
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
@@ -48,12 +52,17 @@ def subject(source: str, *, seed: int = 0, per_group: int | None = None, distrac
     if per_group is not None:
         queries = queries.sample(per_group, seed)
     chosen = {query.id for query in queries}
-    renderings = [queries]
-    if all(query.question for query in queries):
-        for other in range(1, _RENDERINGS):
-            again = load_queries(name, seed=seed + 1000 * other, distractors=distractors)
-            renderings.append(QuerySet(tuple(q for q in again if q.id in chosen), again.name))
-    return Subject(Path(source).stem, queries, tuple(renderings))
+    if not all(query.question for query in queries):
+        return Subject(Path(source).stem, queries, (queries,))
+    *again, fresh = [
+        load_queries(name, seed=seed + 1000 * other, distractors=distractors).keep(chosen)
+        for other in range(1, _RENDERINGS + 1)
+    ]
+    taken_as_they_stand = fresh.fingerprint == queries.fingerprint
+    held_out = (
+        None if taken_as_they_stand else load_queries(name, seed=seed, held_out=True, distractors=distractors).keep(chosen)
+    )
+    return Subject(Path(source).stem, queries, (queries, *again), None if taken_as_they_stand else fresh, held_out)
 
 
 def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNCAConfig, seed: int) -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
 from qrnca_lens.core.intervals import normal_interval, with_interval
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
-from qrnca_lens.editing.statistics import PCR, edit_success, probability_change_ratio
+from qrnca_lens.editing.statistics import PCR, Estimate, Ratio, edit_success, probability_change_ratio
 from qrnca_lens.localization import overlap_rates
 from qrnca_lens.methods import METHODS
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
+_TURNS = {"boost": "wrong to right (boost)", "suppress": "right to wrong (suppress)"}
+_UNSEEN = ["method", "data set", "direction", "prompts", "queries", "own, points", "specific, points"]
+_UNSEEN += ["flipped", "%", "low", "high"]
 Measured = Mapping[str, Results]
+Edits: TypeAlias = Literal["effects", "own_sizes", "extended"]
+"""The methods of the paper and their kin at equal counts or at their own sizes, or the other methods on their sample."""
 Tests = Mapping[str, pd.DataFrame]
 
 
@@ -41,36 +46,59 @@ def table3(results: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["data set", "group", "queries", "QR neurons", "low", "high", "paper"])
 
 
-def table4(results: Measured, *, extended: bool = False) -> pd.DataFrame:
-    """PCR by method, data set and direction; `extended` gives the methods that the paper does not have, on their sample."""
+def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
+    """Probability changes by method, data set and direction.
+
+    Columns: method, data set, direction, neurons (mean a query), queries; the mean change in % of P(right letter) on the own
+    query and on unrelated ones with the same right letter and with another; the two PCRs; the specific change (own - same
+    letter) in points; the letter's share of the own change in % (`PCR`); the paper's PCR. Intervals are 95 %.
+    """
     rows = []
-    for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
-        ours = with_interval(pcr.pcr, pcr.ci) if pcr.pcr is not None and pcr.ci else _untold(pcr)
+    for (method, name, direction), part in _edits(results, edits).items():
+        pcr = probability_change_ratio(part)
         rows.append(
             {
                 "method": method_name(method),
                 "data set": name,
                 "direction": direction,
-                "PCR": ours,
-                "own query, %": with_interval(pcr.related, pcr.related_ci),
-                "unrelated, %": with_interval(pcr.unrelated, pcr.unrelated_ci),
-                "own query, points": f"{pcr.points:.1f}",
+                "neurons": float(part["neurons"].mean()),
                 "queries": pcr.queries,
+                "own %": _shown(pcr.own),
+                "same letter %": _shown(pcr.same_letter),
+                "other letter %": _shown(pcr.other_letter),
+                "PCR (same letter)": _shown_ratio(pcr.ratio_same, pcr.same_letter),
+                "PCR (other letter)": _shown_ratio(pcr.ratio_other, pcr.other_letter),
+                "specific, points": _shown(pcr.specific),
+                "letter's share, %": _shown(pcr.letter_share) if pcr.letter_share else "",
                 "paper": _paper(paper.TABLE4, method, results[name], direction),
             }
         )
     return pd.DataFrame(rows)
 
 
-def pcr_of(results: Measured, *, extended: bool = False) -> dict[tuple[str, str, str], PCR]:
+def pcr_of(results: Measured, edits: Edits = "effects") -> dict[tuple[str, str, str], PCR]:
     """PCR by (method key, data set, "boost" or "suppress")."""
-    parts = _edits(results, extended=extended)
-    return {key: probability_change_ratio(rows.reset_index(drop=True)) for key, rows in parts.items()}
+    return {key: probability_change_ratio(rows) for key, rows in _edits(results, edits).items()}
 
 
-def _edits(results: Measured, *, extended: bool) -> dict[tuple[str, str, str], pd.DataFrame]:
+def letter_line(pcr: PCR) -> str:
+    """A sentence on how much of an edit's effect is one on the letter."""
+    own = pcr.question.mean + pcr.letter.mean + pcr.general.mean
+    if not pcr.question.queries:
+        return "No question has unrelated prompts to compare with, so nothing is known of an effect on the letter."
+    if pcr.letter_share is None:
+        return f"The change on the own question ({own:.1f} points) cannot be told from 0, so no share of it is the letter's."
+    same, other = (round(100 * part / own) for part in (pcr.letter.mean + pcr.general.mean, pcr.general.mean))
+    return (
+        f"Of the change on the own question ({own:.1f} points), {same} % is also seen on unrelated questions with the "
+        f"same right letter and {other} % on those with another: {_shown(pcr.letter_share)} % is specific to the "
+        f"letter, {100 - same} % to the question."
+    )
+
+
+def _edits(results: Measured, edits: Edits) -> dict[tuple[str, str, str], pd.DataFrame]:
     """The effects by (method key, data set, "boost" or "suppress")."""
-    tables = {name: result.extended if extended else result.effects for name, result in results.items()}
+    tables: dict[str, pd.DataFrame] = {name: getattr(result, edits) for name, result in results.items()}
     return {
         (method, name, direction): effects[(effects["method"] == method) & (effects["factor"] == factor)]
         for name, effects in tables.items()
@@ -79,24 +107,51 @@ def _edits(results: Measured, *, extended: bool) -> dict[tuple[str, str, str], p
     }
 
 
-def table6(results: Measured, *, extended: bool = False) -> pd.DataFrame:
+def table6(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
     """Edit success by method, data set and direction: the share of predictions turned, with counts and intervals."""
     rows = []
-    for (method, name, direction), part in _edits(results, extended=extended).items():
-        flips = edit_success(part, boost=direction == "boost")
+    for (method, name, direction), part in _edits(results, edits).items():
         rows.append(
             {
                 "method": method_name(method),
                 "data set": name,
-                "direction": "wrong to right (boost)" if direction == "boost" else "right to wrong (suppress)",
-                "flipped": f"{flips.count} / {flips.of}",
-                "%": flips.share,
-                "low": flips.ci[0],
-                "high": flips.ci[1],
+                "direction": _TURNS[direction],
+                "neurons": float(part["neurons"].mean()),
+                **_flips(part, direction),
                 "paper, %": _paper(paper.TABLE6, method, results[name], direction),
             }
         )
     return pd.DataFrame(rows)
+
+
+def table_unseen(results: Measured) -> pd.DataFrame:
+    """The same edits measured on the prompts of detection, on fresh ones and on the held-out template, for the same queries.
+
+    Columns: method, data set, direction, prompts (which ones), queries; the change of P on the own query and the specific
+    change, in points; the predictions turned, as in table 6. A data set whose questions are not known has no rows.
+    """
+    rows = []
+    for name, result in results.items():
+        for (method, factor, prompts), part in result.unseen.groupby(["method", "factor", "prompts_of"], sort=False):
+            pcr, direction = probability_change_ratio(part), "boost" if factor == BOOST else "suppress"
+            rows.append(
+                {
+                    "method": method_name(str(method)),
+                    "data set": name,
+                    "direction": direction,
+                    "prompts": prompts,
+                    "queries": pcr.queries,
+                    "own, points": _shown(pcr.points),
+                    "specific, points": _shown(pcr.specific),
+                    **_flips(part, direction),
+                }
+            )
+    return pd.DataFrame(rows, columns=_UNSEEN)
+
+
+def _flips(part: pd.DataFrame, direction: str) -> dict[str, object]:
+    flips = edit_success(part, boost=direction == "boost")
+    return {"flipped": f"{flips.count} / {flips.of}", "%": flips.share, "low": flips.ci[0], "high": flips.ci[1]}
 
 
 def table7(results: Measured) -> pd.DataFrame:
@@ -127,18 +182,18 @@ def figure2a(results: Measured) -> pd.DataFrame:
 def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]) -> dict[str, Any]:
     """Everything as one machine-readable record: table3 to table7, figure2a, with intervals and counts; NaN is None.
 
+    table4 and table6 are at equal counts, table4_own_sizes and table6_own_sizes at the methods' own sizes; unseen has the
+    edits on prompts that had no part in detection.
     `tests`: the permutation tests of each data set, by name.
     """
-    table4_json: dict[str, dict[str, dict[str, Any]]] = {}
-    for extended in (True, False):
-        for (method, name, direction), pcr in pcr_of(results, extended=extended).items():
-            table4_json.setdefault(method, {}).setdefault(name, {})[direction] = asdict(pcr)
     frames = {
         "table3": table3(results),
         "table5": _by_set(results, "tokens"),
-        "table6": pd.concat([table6(results), table6(results, extended=True)], ignore_index=True).drop_duplicates(
+        "table6": pd.concat([table6(results), table6(results, "extended")], ignore_index=True).drop_duplicates(
             ["method", "data set", "direction"]
         ),
+        "table6_own_sizes": table6(results, "own_sizes"),
+        "unseen": table_unseen(results),
         "table7": table7(results),
         "figure2a": figure2a(results),
         "collateral": pd.concat([_by_set(results, "others"), _by_set(results, "loss")], ignore_index=True),
@@ -146,7 +201,19 @@ def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]
     }
     significance = {name: {key: frame.to_dict("records") for key, frame in of_set.items()} for name, of_set in tests.items()}
     records = {key: frame.to_dict("records") for key, frame in frames.items()}
-    return _plain({"about": about, "table4": table4_json, **records, "significance": significance})
+    ratios = {
+        "table4": {**_nested(pcr_of(results, "extended")), **_nested(pcr_of(results))},
+        "table4_own_sizes": _nested(pcr_of(results, "own_sizes")),
+    }
+    return _plain({"about": about, **ratios, **records, "significance": significance})
+
+
+def _nested(ratios: Mapping[tuple[str, str, str], PCR]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By method, then by data set, then by direction."""
+    nested: dict[str, dict[str, dict[str, Any]]] = {}
+    for (method, name, direction), pcr in ratios.items():
+        nested.setdefault(method, {}).setdefault(name, {})[direction] = asdict(pcr)
+    return nested
 
 
 def failed(results: Measured) -> pd.DataFrame:
@@ -181,5 +248,13 @@ def _paper(
     return None if known is None else known[0 if direction == "boost" else 1]
 
 
-def _untold(pcr: PCR) -> str:
-    return f"unrelated change not told from 0 (ratio at least {pcr.at_least:.1f})"
+def _shown(found: Estimate) -> str:
+    return with_interval(found.mean, found.ci)
+
+
+def _shown_ratio(ratio: Ratio, partner: Estimate) -> str:
+    if ratio.value is not None and ratio.ci:
+        return with_interval(ratio.value, ratio.ci)
+    if not partner.queries:
+        return "no partner"
+    return "not told from 0" + (f" (ratio at least {ratio.at_least:.1f})" if ratio.at_least is not None else "")

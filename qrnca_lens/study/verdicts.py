@@ -12,7 +12,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import bootstrap_interval, quantile_interval, with_interval
 from qrnca_lens.data import LETTERS
 from qrnca_lens.editing.effects import SUPPRESS
-from qrnca_lens.editing.statistics import edit_success
+from qrnca_lens.editing.statistics import edit_success, specific
 from qrnca_lens.localization import mean_overlap
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
@@ -31,8 +31,8 @@ def statements(results: Mapping[str, Results]) -> pd.DataFrame:
     """One row a (statement, data set): whether it holds here, and the measured numbers.
 
     A comparison holds if the 95 % bootstrap interval over queries of the difference in specific effect (change of P on
-    the own query minus the change on the unrelated query, in percentage points) excludes zero on QRNCA's side; "no" if
-    it excludes zero on the other side, "not told apart" otherwise.
+    the own query minus that on an unrelated one with the same right letter, in percentage points) excludes zero on
+    QRNCA's side; "no" if it excludes zero on the other side, "not told apart" otherwise.
     """
     rows = [row for name, result in results.items() for row in _of(name, result)]
     rows += [_overlap_statement(*pair) for pair in _domains_and_languages(results)]
@@ -48,15 +48,15 @@ def _domains_and_languages(results: Mapping[str, Results]) -> list[tuple[QRNeuro
 
 def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
     suppressed = result.effects[result.effects["factor"] == SUPPRESS]
-    by_method = {method: part.set_index("query") for method, part in suppressed.groupby("method")}
-    ours, rows = _specific(by_method["qrnca"]), []
+    by_method = dict(list(suppressed.groupby("method")))
+    ours, rows = specific(by_method["qrnca"]), []
     for rival, text in _RIVALS.items():
         if rival in by_method:
-            theirs = _specific(by_method[rival]).reindex(ours.index)
-            difference = (ours - theirs).to_numpy(dtype=float)
+            theirs = specific(by_method[rival]).reindex(ours.index)
+            difference = (ours - theirs).dropna().to_numpy(dtype=float)
             low, high = bootstrap_interval(difference)
             verdict = "yes" if high < 0 else "no" if low > 0 else "not told apart"
-            flips = [edit_success(by_method[key].reset_index(), boost=False) for key in ("qrnca", rival)]
+            flips = [edit_success(by_method[key], boost=False) for key in ("qrnca", rival)]
             apart = f"difference {with_interval(difference.mean(), (low, high))}"
             turned = f"flips {flips[0].count} against {flips[1].count} of {flips[0].of}"
             numbers = f"specific change of P {ours.mean():.1f} against {theirs.mean():.1f} points, {apart}; {turned}"
@@ -82,11 +82,6 @@ def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
         )
     )
     return rows
-
-
-def _specific(rows: pd.DataFrame) -> pd.Series:
-    own = rows["p_after"] - rows["p_before"]
-    return 100 * (own - (rows["p_unrelated_after"] - rows["p_unrelated_before"]))
 
 
 def _overlap_statement(domains: QRNeurons, languages: QRNeurons) -> tuple[str, str, str, str]:

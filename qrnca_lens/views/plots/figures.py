@@ -107,8 +107,15 @@ def layers(located: QRNeurons) -> go.Figure:
     return figure
 
 
+_KINDS = {
+    "own": ("own query", PALETTE[5]),
+    "same": ("unrelated query, same letter", PALETTE[2]),
+    "other": ("unrelated query, other letter", PALETTE[4]),
+}
+
+
 def changes(by_group: pd.DataFrame) -> go.Figure:
-    """Mean % change of P(right letter) by group after suppressing and boosting, own against unrelated query (figures 3, 4).
+    """Mean % change of P(right letter) by group after suppressing and boosting, own and unrelated queries (figures 3, 4).
 
     `by_group` is what `editing.statistics.group_changes` gives; whiskers are its 95 % intervals.
     """
@@ -116,12 +123,12 @@ def changes(by_group: pd.DataFrame) -> go.Figure:
     figure = make_subplots(1, len(factors), subplot_titles=[f"QR neurons x {factor:g}" for factor in factors])
     for column, factor in enumerate(factors, 1):
         part = by_group[by_group["factor"] == factor]
-        for kind, colour in (("related", PALETTE[5]), ("unrelated", PALETTE[4])):
+        for kind, (name, colour) in _KINDS.items():
             middle = part[kind].to_numpy()
             bar = go.Bar(
                 x=list(range(len(part))),
                 y=middle,
-                name="own query" if kind == "related" else "unrelated query",
+                name=name,
                 legendgroup=kind,
                 showlegend=column == 1,
                 marker={"color": colour},
