@@ -49,6 +49,26 @@ def wilson_interval(count: int, of: int) -> Interval:
     return float(bounds.low), float(bounds.high)
 
 
+def clustered_interval(counts: Float[np.ndarray, " unit"], totals: Float[np.ndarray, " unit"]) -> Interval:
+    """The interval of the share sum(counts) / sum(totals) of prompts that are right, over units of several prompts each.
+
+    Wilson's formula with the effective sample size: the prompts divided by Kish's design effect of the ratio estimator, and
+    the number of units where the share is 0 or 1 or there is one unit. NaN without prompts.
+    """
+    units, of = len(totals), float(np.sum(totals))
+    if not of:
+        return math.nan, math.nan
+    share, size = float(np.sum(counts)) / of, float(units)
+    spread = float(np.sum((counts - share * totals) ** 2))
+    if 0 < share < 1 and units > 1:
+        size = share * (1 - share) * of**2 * (units - 1) / (units * spread) if spread else of
+    size = min(size, of)
+    z = 1.959963984540054
+    middle, half = share + z**2 / (2 * size), z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
+    low, high = (middle - half) / (1 + z**2 / size), (middle + half) / (1 + z**2 / size)
+    return max(0.0, low), min(1.0, high)
+
+
 def with_interval(mean: float, interval: Interval) -> str:
     """The two as they stand in a table: "12.3 [10.1, 14.5]"."""
     return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
