@@ -132,7 +132,8 @@ def test_the_report_of_the_demo_loads(report: Path, watched: Watched) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, atlas: Any, short_queries: QuerySet) -> Path:
-    few, short = Sample(extended=1, collateral=1, permutations=20), Subject("short", short_queries, (short_queries,))
+    few = Sample(extended=1, collateral=1, permutations=20, draws=3, probe_draws=1)
+    short = Subject("short", short_queries, (short_queries,))
     found = reproduce(atlas, [short], tmp_path_factory.mktemp("study"), sample=few, progress=False)
     return write_report(found)
 

@@ -24,7 +24,7 @@ from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens
 from qrnca_lens.readout.residual import Readout, into_residual, logits_of
-from qrnca_lens.study.prediction import _direct
+from qrnca_lens.study.direct import written_letters
 
 AFTER_MLP = ["gemma2", "gemma3", "glm4", "olmo2", "exaone4"]
 FAMILIES = ["llama", "gemma", "granite", "cohere", *AFTER_MLP]
@@ -136,24 +136,29 @@ def test_shares_reach_the_residual_stream_by_hand(family: str, model_of: Callabl
     assert torch.allclose(into_residual(model, 1, shares, whole), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite", "olmo2"])
 def test_direct_prediction_sends_neurons_through_the_norm_after_the_mlp(family: str, model_of: Callable[[str], Any]) -> None:
+    """Of some sets, against one set and one prompt at a time over the whole vocabulary; each layer alone too."""
     model, prompts = model_of(family), [PROMPT, Prompt("Which?\nAnswer:", "A"), Prompt("Which is it?\nAnswer:", "A")]
-    neurons = NeuronSet.of((0, 3), (2, 5), (2, 6), (1, 9))
-    found = _direct(model, prompts, {"some": neurons})["some"]
-    for prompt, letter in zip(prompts, found, strict=True):
+    sets = {0: np.array([[3], [4], [5], [6]]), 1: np.array([[9], [1], [2], [8]]), 2: np.array([[5, 6], [7, 1], [2, 3]])}
+    found = written_letters(model, prompts, sets)
+    assert {name: read.shape for name, read in found.items()} == {"0": (4, 3), "1": (4, 3), "2": (3, 3), "all": (3, 3)}
+    for k, prompt in enumerate(prompts):
         _, cache = model.run_with_cache(to_tokens(model, prompt.text)[None])
-        written = torch.zeros(32)
-        for layer, indices in neurons.by_layer().items():
-            post = cache[f"blocks.{layer}.mlp.hook_post"][0, -1, indices]
-            share = post @ model.blocks[layer].mlp.W_out[indices]
-            if family == "olmo2":
-                norm = after_mlp(model)
-                share = share / cache[f"blocks.{layer}.{norm}.hook_scale"][0, -1] * getattr(model.blocks[layer], norm).w
-            written += share
-        logits = model.unembed(model.ln_final(written[None, None]))[0, 0]
-        ids = list(option_tokens(model, prompt.text).ids)
-        assert letter == int(np.argmax(logits[ids].tolist()))
+        for i in range(3):
+            shares = {}
+            for layer, indices in sets.items():
+                post = cache[f"blocks.{layer}.mlp.hook_post"][0, -1, indices[i]]
+                share = post @ model.blocks[layer].mlp.W_out[indices[i]]
+                if family in AFTER_MLP:
+                    norm = after_mlp(model)
+                    share = share / cache[f"blocks.{layer}.{norm}.hook_scale"][0, -1] * getattr(model.blocks[layer], norm).w
+                shares[str(layer)] = share * (0.4 if family == "granite" else 1.0)
+            for name, written in (shares | {"all": sum(shares.values())}).items():
+                logits = model.unembed(model.ln_final(written[None, None]))[0, 0]
+                ids = list(option_tokens(model, prompt.text).ids)
+                assert found[name][i, k] == int(np.argmax(logits[ids].tolist()))
+    assert len({letter for read in found.values() for letter in read.flatten().tolist()}) > 2
 
 
 def test_what_cannot_be_read_is_refused(model_of: Callable[[str], Any], folder_of: Callable[[str], Path]) -> None:

@@ -28,7 +28,7 @@ from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduction import Results, Sample
 from qrnca_lens.study.tables import as_json, table4, table6
 
-SMALL = Sample(extended=1, collateral=1, permutations=20)
+SMALL = Sample(extended=1, collateral=1, permutations=20, draws=3, probe_draws=1)
 EXTRA = tuple(Query(f"n{i}", "n", (Prompt(f"Which letter is it? {i}\nAnswer:", "A"),)) for i in range(2))
 
 
@@ -244,7 +244,7 @@ def test_what_else_is_refused_before_computing(
     long = QuerySet(tuple(replace(LONG, id=f"long{i}", group=f"g{i % 2}") for i in range(8)))
     with pytest.raises(ModelError, match="no query can be located: 8 of 8"):
         reproduce(model_of("llama"), [Subject("a", long, (long,))], tmp_path / "run", progress=False)
-    for field, value in (("extended", 0), ("collateral", 1.5), ("permutations", True)):
+    for field, value in (("extended", 0), ("collateral", 1.5), ("permutations", True), ("draws", 0), ("probe_draws", 0)):
         with pytest.raises((ValueError, TypeError), match=f"{field} must be"):
             Sample(**{field: value})
     assert not (tmp_path / "run").exists()

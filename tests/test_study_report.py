@@ -20,9 +20,10 @@ from qrnca_lens.study import Reproduction, Subject, reproduce
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduction import Results, Sample
-from qrnca_lens.study.tables import pcr_of, table3, table6, table7
+from qrnca_lens.study.table7 import table7
+from qrnca_lens.study.tables import pcr_of, table3, table6
 
-SAMPLE = Sample(extended=1, collateral=1, permutations=9)
+SAMPLE = Sample(extended=1, collateral=1, permutations=9, draws=3, probe_draws=1)
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +66,13 @@ def test_prediction_rests_on_the_detection_half(study: Reproduction, queries: Qu
     others are read, however the former's turn out."""
     detection, evaluation = queries.split(0.5, 0)
     counts = Counter(query.prompts[0].letter for query in detection)
-    read = table7(study.results).set_index(["group", "neurons", "reading"])
+    read = table7(study.results).set_index(["group", "neurons", "reading", "layers"])
     for group in ("x", "y"):
         known = {q.prompts[0].letter for q in detection.for_group(group) if counts[q.prompts[0].letter] < 3}
         read_at_least = 2 * sum(q.prompts[0].letter in known for q in evaluation.for_group(group))
-        found = read.loc[(group, "QR neurons", "direct")]
+        found = read.loc[(group, "QR neurons", "direct", "all")]
         assert (found["count"], found["of"]) == (len(known), 8) and found["right"] >= read_at_least > 0
-        assert read.loc[(group, "the prompted model", ""), "right"] == 8
+        assert read.loc[(group, "the prompted model", "", ""), "right"] == 8
 
 
 def test_collateral_is_measured_at_both_factors(study: Reproduction, planted: Any, queries: QuerySet) -> None:
@@ -103,7 +104,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, str,
     others = pd.DataFrame({"query": ["a", "b"] * 2, "p_after": [0.25, 0.75, 0.125, 0.375], "factor": [0.0, 0.0, 2.0, 2.0]})
     loss = others.rename(columns={"p_after": "loss_after"}).assign(loss_after=[1.0, 2.0, 3.0, 5.0])
     tokens = pd.DataFrame({"kind": ["common"], "rank": [1], "promoted": ["▁A"]})
-    prediction = pd.DataFrame([("x", "QR neurons", "probe", 3, 5, 8, 0.625, 0.3, 0.9)], columns=PREDICTION_COLUMNS)
+    numbers = (3, 5, 8, 0.625, 0.3, 0.9, 20, 0.5, 0.4, 0.6, 0.05, 0.05)
+    prediction = pd.DataFrame([("x", "QR neurons", "probe", "all", *numbers)], columns=PREDICTION_COLUMNS)
     beyond, sizes = found.replace("random", "random-layers"), found.replace("random", "without-ica")
     unseen = found.assign(prompts_of="held-out")
     one = Results(by_hand(), found, beyond, others, loss, tokens, prediction, sizes, unseen)

@@ -15,6 +15,7 @@ from qrnca_lens.localization import overlap_rates
 from qrnca_lens.study import paper
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.reproduction import Results
+from qrnca_lens.study.table7 import table7, table7_sentence
 from qrnca_lens.study.tables import (
     as_json,
     figure2a,
@@ -23,7 +24,6 @@ from qrnca_lens.study.tables import (
     table3,
     table4,
     table6,
-    table7,
     table_unseen,
 )
 
@@ -214,12 +214,16 @@ def test_other_sizes_and_methods_beyond_the_paper_stand_in_tables_of_their_own()
         assert set(table(all_three, "own_sizes")["method"]) == {"QRNCA without ICA"}
 
 
-def predicted(group: str, neurons: str, reading: str) -> tuple[Any, ...]:
-    return (group, neurons, reading, 7, 3, 4, 0.75, 0.3, 0.95)
+def predicted(
+    group: str, neurons: str, reading: str, layers: str = "all", draws: int = 200, p: float = 0.01
+) -> tuple[Any, ...]:
+    random = (0.5, 0.25, 0.625) if draws else (float("nan"),) * 3
+    return (group, neurons, reading, layers, 7, 3, 4, 0.75, 0.3, 0.95, draws, *random, p, p)
 
 
 def test_table7_has_chance_and_the_paper_beside_what_was_measured() -> None:
-    kinds = [("the prompted model", ""), ("QR neurons", "probe"), ("QR neurons", "direct"), ("random, same layers", "probe")]
+    prompted, qr = ("the prompted model", "", ""), "QR neurons"
+    kinds = [prompted, (qr, "probe", "all"), (qr, "direct", "all"), (qr, "direct", "3")]
     groups = ("biology", "chemistry", "geography", "x")
     rows = [predicted(group, *kind) for group in groups for kind in kinds]
     found = table7({"a": results(prediction=pd.DataFrame(rows, columns=PREDICTION_COLUMNS))})
@@ -228,6 +232,36 @@ def test_table7_has_chance_and_the_paper_beside_what_was_measured() -> None:
     assert set(found["data set"]) == {"a"} and set(found["chance"]) == {0.25}
     paper = found["paper"].astype(object).where(found["paper"].notna(), None).tolist()
     assert paper == [0.96, 0.96, 0.96, None, 0.71, 0.67, 0.67, None, 0.89, 0.89, 0.89, None, *[None] * 4]
+
+
+def test_the_sentence_of_table7_says_what_was_told_and_what_was_not() -> None:
+    """x is told from random neurons directly and y is not, for which p is just 0.05; z has no draws. In layer 10, the last
+    of them, both are. Twenty draws of the probe can tell no two groups: the smallest corrected p is 2 / 21."""
+    qr, nan = "QR neurons", float("nan")
+    rows = [
+        predicted("x", "the prompted model", "", "", 0, nan),
+        predicted("x", qr, "probe", "all", 20, 0.096),
+        predicted("x", qr, "direct"),
+        predicted("x", qr, "direct", "2", p=0.7),
+        predicted("x", qr, "direct", "10"),
+        predicted("y", qr, "probe", "all", 20, 0.5),
+        predicted("y", qr, "direct", p=0.05),
+        predicted("y", qr, "direct", "10"),
+        predicted("z", qr, "probe", "all", 0, nan),
+        predicted("z", qr, "direct", "all", 0, nan),
+        predicted("z", qr, "direct", "10", 0, nan),
+    ]
+    numbers = "0.75 against 0.50 (95 % of {} draws: 0.25 to 0.62), corrected p "
+    probe, direct = numbers.format(20), numbers.format(200)
+    without = "(no random neurons for z: too few others in a layer)"
+    more = "the QR neurons are more accurate than random neurons of the same layers for"
+    assert table7_sentence({"a": results(prediction=pd.DataFrame(rows, columns=PREDICTION_COLUMNS))}).split("\n") == [
+        f"a, probe: {more} 0 of 2 groups {without}; 20 draws cannot tell any of 2 groups, it takes 40. "
+        f"Not told apart: x {probe}0.096; y {probe}0.500.",
+        f"a, direct: {more} 1 of 2 groups {without}. Told apart: x {direct}0.010. Not told apart: y {direct}0.050.",
+        "a, direct, a layer alone (corrected for the groups, not for the layers): more accurate than random neurons of "
+        f"layer 2 for 0 of 1 groups; of layer 10 for 2 of 2 groups {without}.",
+    ]
 
 
 def test_figure2a_by_hand() -> None:

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jaxtyping import Int
 
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.core.values import seed_number
+from qrnca_lens.core.values import seed_number, whole_number
 from qrnca_lens.methods.ranking import Ranking
 
 
@@ -19,6 +20,22 @@ def random_sets(neurons: Mapping[str, NeuronSet], d_mlp: int, *, seed: int = 0) 
     for query, chosen in neurons.items():
         by_layer = _draw(random.Random(f"{seed}/{query}"), (neuron.layer for neuron in chosen), d_mlp, {})
         drawn[query] = NeuronSet.of(*[(layer, i) for layer, indices in by_layer.items() for i in indices])
+    return drawn
+
+
+def disjoint_draws(
+    neurons: NeuronSet, d_mlp: int, *, draws: int, seed: int = 0
+) -> dict[int, Int[np.ndarray, "draw neuron"]]:
+    """By layer, `draws` times as many random neurons as the set has there, none of them in the set: their indices.
+
+    A layer with more than half of its `d_mlp` neurons in the set has too few others, and is left out.
+    """
+    drawn, seed, draws = {}, seed_number(seed), whole_number("draws", draws, at_least=1)
+    for layer, indices in neurons.by_layer().items():
+        rng, taken = random.Random(f"{seed}/{layer}"), set(indices)
+        others = [i for i in range(d_mlp) if i not in taken]
+        if len(indices) <= len(others):
+            drawn[layer] = np.array([rng.sample(others, len(indices)) for _ in range(draws)])
     return drawn
 
 

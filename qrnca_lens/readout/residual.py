@@ -7,7 +7,7 @@ checked on the prompt itself: a model that does something else is refused, never
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class Readout:
         self.logits: Float[torch.Tensor, "prompt token"] = reading.logits
         for ids, row in zip(tokens, self.logits, strict=True):
             check_logits(model, str(model.tokenizer.decode(ids)), ids, row)
+        self._whole = {layer: self._written(layer) for layer in layers}
         for layer in layers:
             self._check_block(layer)
         self._check_end()
@@ -78,12 +79,17 @@ class Readout:
     def added(self, layer: int, shares: Vectors) -> Vectors:
         """What shares of the MLP's output (activations times rows of W_out) add to the residual stream of their prompts.
 
-        `shares` holds one row for each prompt, or any number if there is one prompt. The norm after the MLP, where there is
-        one, has its scale held at that of the prompt's whole MLP output, which makes it linear: shares add up.
+        `shares` holds a row for each prompt, once or several times over (all prompts, then all again). The norm after the
+        MLP, where there is one, has its scale held at that of the prompt's whole MLP output, which makes it linear: shares
+        add up.
         """
-        return into_residual(self._model, layer, shares, self._whole(layer))
+        whole = self._whole[layer]
+        if len(whole) > 1:
+            whole = whole.repeat(len(shares) // len(whole), 1)
+        return into_residual(self._model, layer, shares, whole)
 
-    def _whole(self, layer: int) -> Float[torch.Tensor, "prompt d_model"]:
+    @torch.no_grad()
+    def _written(self, layer: int) -> Float[torch.Tensor, "prompt d_model"]:
         """The MLP's output before anything is done to it."""
         mlp = self._model.blocks[layer].mlp
         written, bias = self.post(layer) @ mlp.W_out.float(), getattr(mlp, "b_out", None)
@@ -91,7 +97,7 @@ class Readout:
 
     @torch.no_grad()
     def _check_block(self, layer: int) -> None:
-        norm, whole = norm_after_mlp(self._model, layer), self._whole(layer)
+        norm, whole = norm_after_mlp(self._model, layer), self._whole[layer]
         told = norm_parts(self._model, norm, self._kept[self._final])(whole) if norm is not None else whole
         told = told * residual_factor(self._model, layer)
         sums = [self._kept[in_block(layer, name)].float() for name in _before_mlp(self._model, layer)]
@@ -149,9 +155,15 @@ def into_residual(model: HookedModel, layer: int, shares: Vectors, held_at: Floa
 def logits_of(model: HookedModel, resid: Vectors) -> Float[torch.Tensor, "row token"]:
     """The logits of residual streams, read as at the end of the model."""
     normed = norm_parts(model, _final_norm(model), model.unembed.W_U.T)(resid)
-    with exclusive(model):
-        bias = model.unembed(torch.zeros_like(model.unembed.W_U.T[:1])[None])[0, 0]
-    return _transform(model, _unembedded(normed, model.unembed.W_U) + bias.float())
+    return _transform(model, _unembedded(normed, model.unembed.W_U) + _unembedding_bias(model))
+
+
+@torch.no_grad()
+def token_logits(model: HookedModel, tokens: Sequence[int]) -> Callable[[Vectors], Float[torch.Tensor, "row token"]]:
+    """`logits_of` for these tokens alone, made ready once for many residual streams."""
+    norm = norm_parts(model, _final_norm(model), model.unembed.W_U.T)
+    columns, bias = model.unembed.W_U[:, tokens].float(), _unembedding_bias(model)[tokens]
+    return lambda resid: _transform(model, norm(resid) @ columns + bias)
 
 
 @torch.no_grad()
@@ -177,6 +189,11 @@ def _final_norm(model: HookedModel) -> torch.nn.Module:
     if norm is None or isinstance(norm, torch.nn.Identity):
         raise ModelError(f"{model.cfg.model_name} has no final norm, so no residual stream of it can be read as logits")
     return norm
+
+
+def _unembedding_bias(model: HookedModel) -> Float[torch.Tensor, " token"]:
+    with exclusive(model):
+        return model.unembed(torch.zeros_like(model.unembed.W_U.T[:1])[None])[0, 0].float()
 
 
 def _unembedded(normed: Vectors, columns: Float[torch.Tensor, "d_model token"]) -> Float[torch.Tensor, "row token"]:

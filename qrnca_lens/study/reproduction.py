@@ -54,6 +54,10 @@ class Sample:
     """Edited queries a group whose effect on all other queries is measured."""
     permutations: int = 1000
     """Shuffles of the group labels in the significance tests."""
+    draws: int = 200
+    """Draws of random neurons that the direct reading of table 7 is compared with."""
+    probe_draws: int = 20
+    """The same for its probe, which is fitted anew for each."""
 
     def __post_init__(self) -> None:
         for known in fields(self):
@@ -190,7 +194,7 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
         collateral("others", OTHERS_COLUMNS, lambda f: other_queries(model, asked, edited, f)),
         collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f, text)),
         steps.table("tokens", _TOKEN_COLUMNS, lambda: _tokens(model, located)),
-        steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, seed)),
+        steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, sample, seed)),
         effects("own_sizes", asked, compared, own),
         steps.table("unseen", _UNSEEN_COLUMNS, lambda: _unseen(model, item, evidence, seed)),
     )
@@ -228,13 +232,21 @@ def _tokens(model: HookedModel, located: QRNeurons) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_TOKEN_COLUMNS)
 
 
-def _prediction(model: HookedModel, item: Subject, located: QRNeurons, seed: int) -> pd.DataFrame:
+def _prediction(model: HookedModel, item: Subject, located: QRNeurons, sample: Sample, seed: int) -> pd.DataFrame:
     """Groups with too few queries left after those that failed are left out."""
     counts = located.queries["group"].value_counts()
     detection, evaluation = located.asked.for_group(*counts.index[counts >= MEASURABLE]).split(0.5, seed)
     ids = {query.id for query in detection}
     renderings = [readable(model, queries.keep(ids)) for queries in item.renderings]
-    return predict_from_neurons(model, renderings, evaluation, located.restrict(ids), seed=seed)
+    return predict_from_neurons(
+        model,
+        renderings,
+        evaluation,
+        located.restrict(ids),
+        draws=sample.draws,
+        probe_draws=sample.probe_draws,
+        seed=seed,
+    )
 
 
 def _claim(folder: Path, about: dict[str, Any], default_site: str) -> None:

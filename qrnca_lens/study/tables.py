@@ -16,6 +16,7 @@ from qrnca_lens.localization import overlap_rates
 from qrnca_lens.methods import METHODS
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
+from qrnca_lens.study.table7 import table7
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
 _TURNS = {"boost": "wrong to right (boost)", "suppress": "right to wrong (suppress)"}
@@ -152,17 +153,6 @@ def table_unseen(results: Measured) -> pd.DataFrame:
 def _flips(part: pd.DataFrame, direction: str) -> dict[str, object]:
     flips = edit_success(part, boost=direction == "boost")
     return {"flipped": f"{flips.count} / {flips.of}", "%": flips.share, "low": flips.ci[0], "high": flips.ci[1]}
-
-
-def table7(results: Measured) -> pd.DataFrame:
-    """Neuron-based prediction by group, beside the prompted model, chance and the paper."""
-    rows = []
-    for name, result in results.items():
-        for row in result.prediction.to_dict("records"):
-            prompted, neurons = paper.TABLE7.get(paper.group(str(row["group"])) or "", (None, None))
-            known = {"the prompted model": prompted, "QR neurons": neurons}
-            rows.append({"data set": name, **row, "chance": 0.25, "paper": known.get(str(row["neurons"]))})
-    return pd.DataFrame(rows)
 
 
 def figure2a(results: Measured) -> pd.DataFrame:
