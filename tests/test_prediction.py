@@ -78,10 +78,11 @@ def test_both_readings_on_a_model_whose_neurons_write_letters(folder_of: Callabl
     assert (found["of"] == 10).all() and (found["accuracy"] == found["right"] / 10).all()
 
 
-@pytest.mark.parametrize(("facts", "size"), [(("", ""), 1.5), (("one", "one"), 1.0)])
+@pytest.mark.parametrize(("facts", "size"), [(("", ""), 2.0), (("one", "one"), 1.0)])
 def test_intervals_are_over_questions(facts: tuple[str, str], size: float, folder_of: Callable[[str], Path]) -> None:
     """The model answers D: 0 of 5 prompts of one question and 4 of 5 of another are right. The variance of their share, by
-    questions 2 (2² + 2²) / 10² = 0.16, is 6.67 times 0.4 · 0.6 / 10: ten prompts tell as much as 1.5. Of one fact, as 1."""
+    questions 2 (2² + 2²) / 10² = 0.16, is 6.67 times 0.4 · 0.6 / 10: ten prompts tell as much as 1.5 and count as the two
+    questions, below which nothing goes. Of one fact, as 1."""
     model, same = planted_model(folder_of("llama"), habit=40.0), {letter: letter for letter in "ABCD"}
     fitted = QuerySet(tuple(query(f"g{i}", "g", FITTED, same) for i in range(2)))
     asked = [replace(query(letters, "g", letters, same), fact=fact) for letters, fact in zip(HALVES, facts, strict=True)]
@@ -161,10 +162,11 @@ def test_no_draw_where_too_few_others_are_left(planted: Any) -> None:
     """25 of the 48 neurons of layer 1 are the group's: nothing stands for them, but for those of layer 2."""
     same = {letter: letter for letter in "ABCD"}
     fitted, asked = (QuerySet(tuple(query(f"{key}{i}", "g", ASKED, same) for i in range(2))) for key in ("f", "a"))
-    rows = [(q.id, *at, 1.0) for q in fitted for at in {*WRITER.values(), *((1, i) for i in range(7, 31))}]
+    neurons = sorted({*WRITER.values(), *((1, i) for i in range(7, 32))})
+    rows = [(f"f{i % 2}", *at, 1.0) for i, at in enumerate(neurons)]  # 13 or 14 each: a query has at most 20
     located = made(rows, {q.id: "g" for q in fitted}, d_mlp=48, common_share=1.0)
     found = predict_from_neurons(planted, [fitted], asked, located, draws=4, probe_draws=2).set_index(["reading", "layers"])
-    assert found.loc["direct", "count"].to_dict() == {"all": 26, "1": 24, "2": 2}
+    assert found.loc["direct", "count"].to_dict() == {"all": 27, "1": 25, "2": 2}
     assert found["draws"].to_dict() == {("", ""): 0, ("probe", "all"): 0, ("direct", "all"): 0, ("direct", "1"): 0,
                                         ("direct", "2"): 4}  # fmt: skip
     assert found["right"].to_dict()["direct", "all"] == 20

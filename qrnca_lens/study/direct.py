@@ -31,7 +31,7 @@ _NUMBERS = 2**24  # of float32 that one step makes, 64 MiB
 _LOST = float(torch.finfo(torch.float32).eps)  # of the length of the residual stream
 _TIE = 1e-5  # of the largest of the four logits: rounding in sums over d_model
 
-Sets = Mapping[int, Int[np.ndarray, "set neuron"]]
+Sets = Mapping[int, Int[np.ndarray, "_set _neuron"]]
 Written = Float[torch.Tensor, "set prompt d_model"]
 
 

@@ -133,13 +133,13 @@ def _prompts(queries: Sequence[Query]) -> list[Prompt]:
     return [prompt for query in queries for prompt in query.prompts]
 
 
-def _scored(letters: Int[np.ndarray, "set prompt"], asked: Sequence[Query]) -> tuple[float, ...]:
+def _scored(letters: Int[np.ndarray, "set prompt"], asked: Sequence[Query]) -> tuple[object, ...]:
     """The columns from right to p, of what is read of the QR neurons (row 0) and of each draw."""
     right = letters == np.array([prompt.right for prompt in _prompts(asked)])
     unit = np.unique([query.unit for query in asked for _ in query.prompts], return_inverse=True)[1]
     counts, of, draws = right.sum(1), len(unit), len(right) - 1
     own, random = int(counts[0]), counts[1:] / of
-    interval = clustered_interval(np.bincount(unit, right[0]), np.bincount(unit))
+    interval = clustered_interval(np.bincount(unit[right[0]], minlength=unit.max() + 1), np.bincount(unit))
     mean, p = (random.mean(), (1 + (counts[1:] >= own).sum()) / (1 + draws)) if draws else (math.nan, math.nan)
     return (own, of, own / of, *interval, draws, float(mean), *quantile_interval(random), float(p))
 
