@@ -72,8 +72,8 @@ def _written(model: HookedModel, read: Readout, layer: int, sets: Int[np.ndarray
     return read.added(layer, shares.flatten(0, 1)).unflatten(0, shares.shape[:2])
 
 
-def _sum(first: Written, second: Written) -> Written:
-    """Of the sets that both have."""
+def _sum(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """What is written [set, prompt, d_model] by the sets that both have."""
     both = min(len(first), len(second))
     return first[:both] + second[:both]
 
