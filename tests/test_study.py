@@ -158,13 +158,24 @@ def test_what_is_no_number_is_null_in_the_record(run: tuple[Any, QRNeurons]) -> 
     effects = pd.concat([effects, effects.assign(factor=2.0)], ignore_index=True)
     empty = pd.DataFrame({"a": [float("nan"), float("-inf")]})
     record = as_json(
-        {"short": Results(located, effects, effects, empty, empty, empty, empty.assign(group="g", neurons="n"))},
+        {
+            "short": Results(
+                located,
+                effects,
+                effects,
+                empty,
+                empty,
+                empty,
+                empty.assign(group="g", neurons="n", layers="all"),
+                tests=empty.assign(test="overlap"),
+            )
+        },
         {"seconds": float("nan")},
-        {"short": {"overlap": empty}},
+        empty,
     )
     json.dumps(record, allow_nan=False)
     assert record["about"]["seconds"] is None
-    assert record["significance"]["short"]["overlap"] == [{"a": None}, {"a": None}]
+    assert record["significance"]["short"]["overlap"] == [{"a": None, "test": "overlap"}] * 2
     assert record["table4"]["qrnca"]["short"]["suppress"]["own"]["mean"] is None  # from 0 to 0.1
     assert record["table6"][0]["%"] is None  # no prompt was answered wrongly
 

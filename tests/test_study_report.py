@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from handmade import WRITER, by_hand, effects, planted_queries, writers
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import neutral_loss, neutral_text, other_queries
 from qrnca_lens.localization import concentration_test, layer_test, overlap_test
+from qrnca_lens.readout.token_kinds import KIND_COLUMNS
 from qrnca_lens.study import Reproduction, Subject, reproduce
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
+from qrnca_lens.study.prediction_table import table7
 from qrnca_lens.study.report import write_report
-from qrnca_lens.study.reproduction import Results, Sample
-from qrnca_lens.study.table7 import table7
+from qrnca_lens.study.reproduction import Results, Sample, permutation_tests
 from qrnca_lens.study.tables import pcr_of, table3, table6
 
 SAMPLE = Sample(extended=1, collateral=1, permutations=9, draws=3, probe_draws=1)
@@ -108,9 +108,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, str,
     prediction = pd.DataFrame([("x", "QR neurons", "probe", "all", *numbers)], columns=PREDICTION_COLUMNS)
     beyond, sizes = found.replace("random", "random-layers"), found.replace("random", "without-ica")
     unseen = found.assign(prompts_of="held-out")
-    one = Results(by_hand(), found, beyond, others, loss, tokens, prediction, sizes, unseen)
+    located = {"domains": by_hand(), "languages": by_hand("uvw")}
+    kinds = pd.DataFrame([("option letters", 1, 1, 3, 1 / 3, 0.1, 0.01, 0.25, 0.75)], columns=KIND_COLUMNS)
+    frames = (found, beyond, others, loss, tokens, prediction, sizes, unseen, kinds)
+    tables = {name: Results(of_set, *frames, permutation_tests(of_set, 9, 0)) for name, of_set in located.items()}
     folder, about = tmp_path_factory.mktemp("report"), {"sample": {"permutations": 9}, "seed": 0}
-    made = Reproduction(folder, "a model", {"domains": one, "languages": replace(one, located=by_hand("uvw"))}, about)
+    made = Reproduction(folder, "a model", tables, about)
     text = write_report(made).read_text("utf-8")
     return made, text, json.loads((folder / "results.json").read_text("utf-8"))
 
@@ -170,6 +173,8 @@ def test_a_report_has_every_table(report: tuple[Reproduction, str, dict[str, Any
         "Table 6: edit success": "<td>0 / 4</td>",
         "Table 6, methods beyond the paper": "<td>Random, same layers</td>",
         "Table 7: neuron-based prediction": "<td>0.625</td>",
+        "Kinds of tokens that common neurons promote, domains": "<td>option letters</td><td>1</td><td>1</td><td>3</td>",
+        "Right options that their form gives away": "<td>all groups</td>",
         "Figure 2a: overlap between groups": "<td>languages</td><td>2</td><td>0.4</td><td>0.4</td><td>0.4</td>",
     }.items():
         assert cell in report[1].split(f"<h2>{title}</h2>")[1].split("</section>")[0]

@@ -14,8 +14,8 @@ from qrnca_lens.editing.statistics import probability_change_ratio
 from qrnca_lens.localization import overlap_rates
 from qrnca_lens.study import paper
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
+from qrnca_lens.study.prediction_table import table7, table7_sentence
 from qrnca_lens.study.reproduction import Results
-from qrnca_lens.study.table7 import table7, table7_sentence
 from qrnca_lens.study.tables import (
     as_json,
     figure2a,
@@ -56,7 +56,7 @@ def results(
 ) -> Results:
     """A Results of hand-made frames."""
     rest = {name: frames.get(name, NOTHING) for name in ("others", "loss", "tokens", "prediction")}
-    rest |= {name: frames[name] for name in ("own_sizes", "unseen") if name in frames}
+    rest |= {name: frames[name] for name in ("own_sizes", "unseen", "kinds", "tests") if name in frames}
     return Results(located or by_hand(), effects_, extended, **rest)
 
 
@@ -330,9 +330,13 @@ def test_the_record_holds_every_table() -> None:
         prediction=pd.DataFrame([predicted("biology", "QR neurons", "probe")], columns=PREDICTION_COLUMNS),
         own_sizes=both_ways("without-ica"),
         unseen=both_ways().assign(prompts_of="fresh"),
+        tests=pd.DataFrame({"test": ["overlap", "layers"], "p": [0.1, 0.2]}),
+        kinds=pd.DataFrame({"kind": ["stop words"], "found": [2]}),
     )
-    tests = {"domains": {"overlap": pd.DataFrame({"p": [0.1]}), "layers": pd.DataFrame({"p": [0.2]})}}
-    record = as_json({"domains": result}, {"seed": 3}, tests)
+    record = as_json({"domains": result}, {"seed": 3}, pd.DataFrame({"statement": ["ICA helps"]}))
+    assert record["statements"] == [{"statement": "ICA helps"}]
+    assert record["kinds"] == [{"kind": "stop words", "found": 2, "data set": "domains"}]
+    assert [row["group"] for row in record["given away"]] == ["all groups"]
     assert record["about"] == {"seed": 3}
     ratios = {method: record["table4"][method]["domains"] for method in methods}
     assert set(record["table4"]) == set(methods)
@@ -372,4 +376,6 @@ def test_the_record_holds_every_table() -> None:
         {"query": "q0", "p_after": None, "data set": "domains", "loss_after": 2.5},
     ]
     assert record["failed"] == [{"query": "lost", "group": "x", "prompt": 1, "reason": "too long", "data set": "domains"}]
-    assert record["significance"] == {"domains": {"overlap": [{"p": 0.1}], "layers": [{"p": 0.2}]}}
+    assert record["significance"] == {
+        "domains": {key: [{"test": key, "p": p}] for key, p in (("overlap", 0.1), ("layers", 0.2))}
+    }

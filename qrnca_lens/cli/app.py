@@ -196,7 +196,7 @@ def reproduce(
         _foretell(loaded, {item.name: item.queries for item in subjects}, None, dry_run)
         study = run(loaded, subjects, out, seed=seed)
         page = write_report(study)
-        held, left_out = statements(study.results), failed(study.results)
+        held, left_out = statements(study.results, study.model), failed(study.results)
     _show(held, "Which statements of the paper hold here")
     _show_failed(left_out)
     say(f"Page: {page.resolve()}\nNumbers: {(out / 'results.json').resolve()}")

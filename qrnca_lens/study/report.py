@@ -13,18 +13,18 @@ from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.core.store import write_record, write_text
 from qrnca_lens.core.writing import own_folder, plain_name
 from qrnca_lens.editing.statistics import group_changes
-from qrnca_lens.localization import concentration_test, layer_test, overlap_test
+from qrnca_lens.study.prediction_table import table7, table7_sentence
 from qrnca_lens.study.reproduction import Reproduction, Results
 from qrnca_lens.study.tables import (
     as_json,
     failed,
     figure2a,
+    given_away,
     letter_line,
     pcr_of,
     table3,
     table4,
     table6,
-    table7,
     table_unseen,
 )
 from qrnca_lens.study.verdicts import statements
@@ -33,7 +33,7 @@ from qrnca_lens.views.plots import localization as plots_localization
 from qrnca_lens.views.report import Section, write_page
 
 _READING = (
-    "Every table shows the paper's number (Llama-2-7B-chat) beside the one measured here. Intervals are 95 % and over "
+    "Where the paper has a number (Llama-2-7B-chat), it stands beside the one measured here. Intervals are 95 % and over "
     "questions (over facts, where several questions ask for the same): bootstrap for probability changes, Wilson's with the "
     "effective number of prompts for counts. A PCR is printed only where the change on unrelated queries can be told from "
     "zero; elsewhere it would be a division by noise."
@@ -42,12 +42,20 @@ _EQUAL = (
     "All methods at equal counts: for each question as many neurons as the method with the fewest has. The specific change "
     "is that on the own question less that on an unrelated one with the same right letter."
 )
+_STATEMENTS = (
+    "p is corrected for all rows that have one (Holm). Tests by group are corrected within the test; their verdict is the "
+    "number of groups."
+)
+_KINDS = "Among the three most promoted tokens of each common neuron, beside random neurons of the same layers."
+_FORMS = (
+    "Questions whose right option is the only one of its form (a number, a formula, a name, ...) among the four: a model "
+    "could pick it without knowing the answer."
+)
 _OWN_SIZES = "Each method with as many neurons as its own rule takes, as in the paper."
 _UNSEEN = (
     "QR neurons at their own sizes, measured on the prompts that they were found with, on fresh shuffles and distractors, "
     "and on a template that had no part in detection; the same questions in all three."
 )
-_TESTS = {"overlap": overlap_test, "concentration": concentration_test, "layers": layer_test}
 _QUESTIONS = {
     "overlap": "Does a group share fewer of its QR neurons with the others than under shuffled group labels?",
     "concentration": "Do fewer cells of layer x neuron hold a group's naica than under shuffled group labels?",
@@ -66,19 +74,19 @@ _OVERLAP = (
 
 def write_report(study: Reproduction) -> Path:
     """Write all files into the study's folder and return the page's path."""
-    sections = [Section("How to read this", _READING), *_tables(study)]
+    held = statements(study.results, study.model)
+    sections = [Section("How to read this", _READING), *_tables(study, held)]
     figures: dict[str, go.Figure] = {}
     for name, result in study.results.items():
         figures |= {f"{name}-{key}": figure for key, figure in result_figures(result).items()}
-    permutations = study.about["sample"]["permutations"]
-    tests = {name: significance(result.located, permutations) for name, result in study.results.items()}
-    for name, of_set in tests.items():
-        figures[f"{name}-significance"] = plots_localization.permutation(of_set["concentration"])
+    for name, result in study.results.items():
+        by_test = {str(key): rows.drop(columns="test") for key, rows in result.tests.groupby("test", sort=False)}
+        figures[f"{name}-significance"] = plots_localization.permutation(by_test["concentration"])
         sections += [
-            Section(f"Is a region real? {name}: {key}", f"{_QUESTIONS[key]} {_NULL}", frame) for key, frame in of_set.items()
+            Section(f"Is a region real? {name}: {key}", f"{_QUESTIONS[key]} {_NULL}", rows) for key, rows in by_test.items()
         ]
     sections += [Section(key, "", figure) for key, figure in figures.items()]
-    record = as_json(study.results, study.about, tests)
+    record = as_json(study.results, study.about, held)
     record |= {f"figures/{key}": f"figures/{key}.json" for key in figures}
     folder = own_folder(study.folder / "figures")
     for key, figure in figures.items():
@@ -96,11 +104,6 @@ def _letters(results: Mapping[str, Results]) -> str:
 
 def _means(edits: pd.DataFrame) -> pd.DataFrame:
     return edits.groupby("factor").agg("mean", numeric_only=True).reset_index()
-
-
-def significance(located: QRNeurons, permutations: int) -> dict[str, pd.DataFrame]:
-    """The permutation tests by name: overlap, concentration, layers."""
-    return {name: test(located, permutations=permutations) for name, test in _TESTS.items()}
 
 
 def result_figures(result: Results) -> dict[str, go.Figure]:
@@ -126,7 +129,7 @@ def neuron_clusters(located: QRNeurons) -> NeuronClusters | None:
         return None
 
 
-def _tables(study: Reproduction) -> list[Section]:
+def _tables(study: Reproduction, held: pd.DataFrame) -> list[Section]:
     results, lost = study.results, failed(study.results)
     why = "They are left out of everything below."
     tokens = [Section(f"Table 5: promoted tokens, {name}", "", result.tokens) for name, result in results.items()]
@@ -140,17 +143,19 @@ def _tables(study: Reproduction) -> list[Section]:
     ]
     return [
         *([Section("Queries that failed", why, lost)] if len(lost) else []),
-        Section("Which statements of the paper hold here", "", statements(results)),
+        Section("Which statements of the paper hold here", _STATEMENTS, held),
         Section("Table 3: QR neurons a query", "", table3(results)),
         Section("Table 4: probability change ratio", f"{_EQUAL}\n\n{_letters(results)}", table4(results)),
         Section("Table 4 at the methods' own sizes", _OWN_SIZES, table4(results, "own_sizes")),
         Section("Table 4, methods beyond the paper", "On a sample of the queries.", table4(results, "extended")),
         Section("Edits on prompts that had no part in detection", _UNSEEN, table_unseen(results)),
         *tokens,
+        *[Section(f"Kinds of tokens that common neurons promote, {name}", _KINDS, r.kinds) for name, r in results.items()],
         Section("Table 6: edit success", _EQUAL, table6(results)),
         Section("Table 6 at the methods' own sizes", _OWN_SIZES, table6(results, "own_sizes")),
         Section("Table 6, methods beyond the paper", "On a sample of the queries.", table6(results, "extended")),
-        Section("Table 7: neuron-based prediction", "", table7(results)),
+        Section("Table 7: neuron-based prediction", table7_sentence(results), table7(results)),
+        Section("Right options that their form gives away", _FORMS, given_away(results)),
         Section("Figure 2a: overlap between groups", _OVERLAP, figure2a(results)),
         *collateral,
     ]

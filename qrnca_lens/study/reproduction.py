@@ -29,10 +29,13 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
+from qrnca_lens.localization import concentration_test, layer_test, overlap_test
+from qrnca_lens.localization.significance import TEST_COLUMNS
 from qrnca_lens.methods import METHODS, Evidence, Sets, equal_counts, find_neurons
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.readout.promoted import PROJECTION_COLUMNS, promoted_tokens
+from qrnca_lens.readout.token_kinds import KIND_COLUMNS, common_token_test
 from qrnca_lens.runs.pipeline import check_prompts, locate, without
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.prediction import predict_from_neurons
@@ -42,6 +45,9 @@ _KIN = ("activation-absolute", "knowledge-neuron-without-common")  # compared wi
 _ON_UNSEEN = ("qrnca", "random-layers")
 _UNSEEN_COLUMNS = ["prompts_of", *EFFECT_COLUMNS]
 _TOKEN_COLUMNS = [*PROJECTION_COLUMNS, "kind"]
+_TEST_COLUMNS = ["test", *TEST_COLUMNS]
+TESTS = {"overlap": overlap_test, "concentration": concentration_test, "layers": layer_test}
+"""The permutation tests of what sets the groups apart."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class Results:
 
     `effects` are those of the paper's methods and their kin at equal counts, `own_sizes` those at each method's own;
     `extended` those of the other methods beside QRNCA, as many neurons as it has, on a sample. `unseen` has a further column
-    prompts_of: the edits of QRNCA and its control on the prompts of detection, fresh ones and held-out ones.
+    prompts_of: the edits of QRNCA and its control on the prompts of detection, fresh ones and held-out ones. `kinds` counts
+    the tokens that common neurons promote, `tests` holds the permutation tests by group (column test: a key of TESTS).
     """
 
     located: QRNeurons
@@ -82,6 +89,8 @@ class Results:
     prediction: pd.DataFrame
     own_sizes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=EFFECT_COLUMNS))
     unseen: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_UNSEEN_COLUMNS))
+    kinds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=KIND_COLUMNS))
+    tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_TEST_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def reproduce(
             own_folder(own_folder(folder / item.name) / "located")
     began, results = time.monotonic(), {}
     with progress_bar(progress) as bar:
-        task = bar.add_task("reproducing", total=9 * len(subjects))
+        task = bar.add_task("reproducing", total=11 * len(subjects))
         for item in subjects:
             steps = _Steps(folder / item.name, lambda text: bar.update(task, advance=1, description=text))
             results[item.name] = _measure(model, item, steps, config, sample, seed)
@@ -197,7 +206,15 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
         steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, sample, seed)),
         effects("own_sizes", asked, compared, own),
         steps.table("unseen", _UNSEEN_COLUMNS, lambda: _unseen(model, item, evidence, seed)),
+        steps.table("kinds", KIND_COLUMNS, lambda: common_token_test(model, located, seed=seed)),
+        steps.table("tests", _TEST_COLUMNS, lambda: permutation_tests(located, sample.permutations, seed)),
     )
+
+
+def permutation_tests(located: QRNeurons, permutations: int, seed: int) -> pd.DataFrame:
+    """The frames of all TESTS in one, a column `test` first."""
+    parts = [test(located, permutations=permutations, seed=seed).assign(test=name) for name, test in TESTS.items()]
+    return pd.concat(parts, ignore_index=True)[_TEST_COLUMNS]
 
 
 def _unseen(model: HookedModel, item: Subject, evidence: Evidence, seed: int) -> pd.DataFrame:

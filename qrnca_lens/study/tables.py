@@ -10,13 +10,14 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 
 from qrnca_lens.core.intervals import normal_interval, with_interval
+from qrnca_lens.data.forms import form_shares
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, Estimate, Ratio, edit_success, probability_change_ratio
 from qrnca_lens.localization import overlap_rates
 from qrnca_lens.methods import METHODS
 from qrnca_lens.study import paper
+from qrnca_lens.study.prediction_table import table7
 from qrnca_lens.study.reproduction import Results
-from qrnca_lens.study.table7 import table7
 
 _FACTORS = {"boost": BOOST, "suppress": SUPPRESS}
 _TURNS = {"boost": "wrong to right (boost)", "suppress": "right to wrong (suppress)"}
@@ -25,7 +26,6 @@ _UNSEEN += ["flipped", "%", "low", "high"]
 Measured = Mapping[str, Results]
 Edits: TypeAlias = Literal["effects", "own_sizes", "extended"]
 """The methods of the paper and their kin at equal counts or at their own sizes, or the other methods on their sample."""
-Tests = Mapping[str, pd.DataFrame]
 
 
 def method_name(key: str) -> str:
@@ -169,12 +169,11 @@ def figure2a(results: Measured) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["data set", "queries", "lowest", "mean", "highest", "permuted mean"])
 
 
-def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]) -> dict[str, Any]:
+def as_json(results: Measured, about: dict[str, Any], statements: pd.DataFrame) -> dict[str, Any]:
     """Everything as one machine-readable record: table3 to table7, figure2a, with intervals and counts; NaN is None.
 
     table4 and table6 are at equal counts, table4_own_sizes and table6_own_sizes at the methods' own sizes; unseen has the
-    edits on prompts that had no part in detection.
-    `tests`: the permutation tests of each data set, by name.
+    edits on prompts that had no part in detection. `statements`: those of `verdicts.statements`.
     """
     frames = {
         "table3": table3(results),
@@ -188,8 +187,14 @@ def as_json(results: Measured, about: dict[str, Any], tests: Mapping[str, Tests]
         "figure2a": figure2a(results),
         "collateral": pd.concat([_by_set(results, "others"), _by_set(results, "loss")], ignore_index=True),
         "failed": failed(results),
+        "kinds": _by_set(results, "kinds"),
+        "given away": given_away(results),
+        "statements": statements,
     }
-    significance = {name: {key: frame.to_dict("records") for key, frame in of_set.items()} for name, of_set in tests.items()}
+    significance = {
+        name: {str(key): rows.to_dict("records") for key, rows in result.tests.groupby("test", sort=False)}
+        for name, result in results.items()
+    }
     records = {key: frame.to_dict("records") for key, frame in frames.items()}
     ratios = {
         "table4": {**_nested(pcr_of(results, "extended")), **_nested(pcr_of(results))},
@@ -209,6 +214,12 @@ def _nested(ratios: Mapping[tuple[str, str, str], PCR]) -> dict[str, dict[str, d
 def failed(results: Measured) -> pd.DataFrame:
     """The queries that failed: query, group, prompt, reason, data set."""
     parts = [result.located.failed.assign(**{"data set": name}) for name, result in results.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def given_away(results: Measured) -> pd.DataFrame:
+    """How many questions of each group their right option's form gives away (`data.forms.form_shares`)."""
+    parts = [form_shares(result.located.asked).assign(**{"data set": name}) for name, result in results.items()]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -2,100 +2,192 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from qrnca_lens.atlas.recipe import Recipe
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.core.intervals import bootstrap_interval, quantile_interval, with_interval
-from qrnca_lens.data import LETTERS
-from qrnca_lens.editing.effects import SUPPRESS
-from qrnca_lens.editing.statistics import edit_success, specific
-from qrnca_lens.localization import mean_overlap
+from qrnca_lens.core.intervals import paired_difference, quantile_interval, resampled_means, with_interval
+from qrnca_lens.editing.effects import BOOST, SUPPRESS
+from qrnca_lens.editing.statistics import edit_success, probability_change_ratio, specific
+from qrnca_lens.localization import common_layer_test, overlap_difference, significant
+from qrnca_lens.localization.significance import holm
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
 
-_OVERLAP_RESAMPLES = 200
+LEVEL = 0.05
+_UNTOLD = "not told apart"
+_NO_DATA = "no data"
 _RIVALS = {
-    "random": "QRNCA's suppression is ahead of random neurons",
-    "activation": "QRNCA's suppression is ahead of the highest activations",
-    "knowledge-neuron": "QRNCA's suppression is ahead of Knowledge Neuron*",
+    "random": "QRNCA is ahead of random neurons",
+    "activation": "QRNCA is ahead of the highest activations",
+    "activation-absolute": "QRNCA is ahead of the largest absolute activations",
+    "knowledge-neuron": "QRNCA is ahead of Knowledge Neuron*",
+    "knowledge-neuron-without-common": "QRNCA is ahead of Knowledge Neuron* without common neurons",
     "without-ica": "ICA helps",
     "with-common": "removing common neurons helps",
 }
+_DIRECTIONS = {"suppressing": SUPPRESS, "boosting": BOOST}
+_REGIONS = {
+    "overlap": "a group shares fewer neurons with the others than chance",
+    "layers": "a group's neurons lie in layers of their own",
+    "concentration": "a group's neurons crowd into regions",
+}
 
 
-def statements(results: Mapping[str, Results]) -> pd.DataFrame:
-    """One row a (statement, data set): whether it holds here, and the measured numbers.
+class _Finding(NamedTuple):
+    """One row: `effect` above 0 speaks for the statement; `said` stands for the verdict where no p decides it."""
 
-    A comparison holds if the 95 % bootstrap interval over queries of the difference in specific effect (change of P on
-    the own query minus that on an unrelated one with the same right letter, in percentage points) excludes zero on
-    QRNCA's side; "no" if it excludes zero on the other side, "not told apart" otherwise.
+    statement: str
+    data_set: str
+    measured: str
+    p: float = math.nan
+    effect: float = math.nan
+    said: str = ""
+
+
+def statements(results: Mapping[str, Results], model: str = "") -> pd.DataFrame:
+    """One row a (statement, data set): statement, data set, holds here, measured, p, p_corrected.
+
+    Methods are compared at equal counts, by the specific change: that of P on the own question less that on an unrelated
+    one with the same right letter, in percentage points. `p` is two-sided for comparisons (sign flips over units, see
+    `core.intervals.paired_difference`), for common neurons and for overlaps, one-sided for promoted tokens; `p_corrected`
+    is Holm's over all of the table. "yes" or "no" stands where it is below 0.05, by the side of the effect, "not told
+    apart" elsewhere, "no data" where nothing could be measured. Permutation tests by group are corrected within each test;
+    their verdict is the number of groups. `model` "atlas" adds where its facts are known to have been trained into.
     """
-    rows = [row for name, result in results.items() for row in _of(name, result)]
-    rows += [_overlap_statement(*pair) for pair in _domains_and_languages(results)]
-    return pd.DataFrame(rows, columns=["statement", "data set", "holds here", "measured"])
+    found = [finding for name, result in results.items() for finding in _of(name, result)]
+    found += [row for pair in _domains_and_languages(results) for row in _both(*pair)]
+    if model == "atlas":
+        found += [_in_layers(name, result.located, Recipe().recall_layers) for name, result in results.items()]
+    corrected = holm(np.array([finding.p for finding in found], dtype=float))
+    rows = [
+        (one.statement, one.data_set, one.said or _verdict(one, p), one.measured, one.p, p)
+        for one, p in zip(found, corrected, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["statement", "data set", "holds here", "measured", "p", "p_corrected"])
 
 
-def _domains_and_languages(results: Mapping[str, Results]) -> list[tuple[QRNeurons, QRNeurons]]:
+def _verdict(finding: _Finding, corrected: float) -> str:
+    if math.isnan(corrected):
+        return _NO_DATA
+    return _UNTOLD if corrected >= LEVEL else "yes" if finding.effect > 0 else "no"
+
+
+def _of(name: str, result: Results) -> Iterator[_Finding]:
+    for direction, factor in _DIRECTIONS.items():
+        edits = result.effects[result.effects["factor"] == factor]
+        by_method = {str(method): part for method, part in edits.groupby("method")}
+        if "qrnca" in by_method:
+            yield _own(name, direction, by_method["qrnca"])
+            for rival, text in _RIVALS.items():
+                if rival in by_method:
+                    yield _against(name, f"{text}, {direction}", by_method["qrnca"], by_method[rival], factor)
+    yield _top_layers(name, result.located)
+    for row in result.kinds.to_dict("records"):
+        numbers = (
+            f"{row['found']} of the {row['of']} most promoted tokens of {row['neurons']} common neurons, "
+            f"{row['share']:.1%}; {row['random share']:.1%} of those of random neurons of the same layers, "
+            f"{row['vocabulary share']:.2%} of the vocabulary"
+        )
+        yield _Finding(f"common neurons promote {row['kind']}", name, numbers, row["p"], row["share"] - row["random share"])
+    for test, text in _REGIONS.items():
+        rows = result.tests[result.tests["test"] == test]
+        if len(rows):
+            count, of = significant(rows)
+            yield _Finding(text, name, _by_group(rows), said=f"{count} of {of} groups" if of else _NO_DATA)
+
+
+def _by_group(rows: pd.DataFrame) -> str:
+    cells = zip(rows["group"], rows["observed"], rows["permuted"], rows["p_corrected"], strict=True)
+    return "; ".join(f"{group} {seen:.3g} (shuffled {chance:.3g}, p {p:.2g})" for group, seen, chance, p in cells)
+
+
+def _own(name: str, direction: str, ours: pd.DataFrame) -> _Finding:
+    """Is what the edit does to its question more than what it does to others with the same right letter?"""
+    found, points = probability_change_ratio(ours), specific(ours).to_numpy(dtype=float)
+    p = paired_difference(points, np.zeros(len(points)), ours["unit"].to_numpy()).p
+    share = found.letter_share
+    parts = (
+        f"P {found.points.mean:+.1f} points: question {found.question.mean:+.1f}, letter {found.letter.mean:+.1f}, any "
+        f"question {found.general.mean:+.1f}; own less same letter {with_interval(found.specific.mean, found.specific.ci)}"
+    )
+    numbers = parts + (f"; the letter's share {with_interval(share.mean, share.ci)} %" if share else "")
+    effect = found.specific.mean * (1 if direction == "boosting" else -1)
+    return _Finding(f"the effect of {direction} is the question's, not the letter's", name, numbers, p, effect)
+
+
+def _against(name: str, text: str, ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> _Finding:
+    units = ours.set_index("query")["unit"]
+    own, other = specific(ours), specific(theirs).reindex(units.index)
+    found = paired_difference(own.to_numpy(dtype=float), other.to_numpy(dtype=float), units.to_numpy())
+    flips = [edit_success(rows, boost=factor == BOOST) for rows in (ours, theirs)]
+    counts = [rows["neurons"].mean() for rows in (ours, theirs)]
+    numbers = (
+        f"specific change of P {own.mean():.1f} against {other.mean():.1f} points, difference "
+        f"{with_interval(found.mean, found.interval)}; flips {flips[0].count} against {flips[1].count} of {flips[0].of}; "
+        f"{counts[0]:.1f} and {counts[1]:.1f} neurons a question"
+    )
+    return _Finding(text, name, numbers, found.p, found.mean if factor == BOOST else -found.mean)
+
+
+def _top_layers(name: str, located: QRNeurons) -> _Finding:
+    """Deeper than as many neurons of the whole model, which is what "the top layers" says."""
+    tested = common_layer_test(located).set_index("against")
+    whole, clusters = tested.loc["all neurons of the model"], tested.loc["neurons of the clusters"]
+    layers = located.common["layer"].value_counts().sort_index().to_dict()
+    numbers = (
+        f"{len(located.common)} common neurons, by layer of 0 to {located.model.n_layers - 1}: {layers}; mean depth "
+        f"{whole['depth']:.2f} against {whole['expected']:.2f} of all neurons and {clusters['expected']:.2f} of those of "
+        f"the clusters (p {clusters['p']:.2g})"
+    )
+    return _Finding("common neurons sit in the top layers", name, numbers, whole["p"], whole["depth"] - whole["expected"])
+
+
+def _domains_and_languages(results: Mapping[str, Results]) -> list[tuple[tuple[str, Results], tuple[str, Results]]]:
     """Every pair of a data set of domains and one of languages, as their groups tell (`paper.data_set`)."""
-    kinds = [(paper.data_set(result.located.groups), result.located) for result in results.values()]
-    domains, languages = ([located for kind, located in kinds if kind == asked] for asked in ("domains", "languages"))
+    kinds = [(paper.data_set(result.located.groups), (name, result)) for name, result in results.items()]
+    domains, languages = ([item for kind, item in kinds if kind == asked] for asked in ("domains", "languages"))
     return list(product(domains, languages))
 
 
-def _of(name: str, result: Results) -> list[tuple[str, str, str, str]]:
-    suppressed = result.effects[result.effects["factor"] == SUPPRESS]
-    by_method = dict(list(suppressed.groupby("method")))
-    ours, rows = specific(by_method["qrnca"]), []
-    for rival, text in _RIVALS.items():
-        if rival in by_method:
-            theirs = specific(by_method[rival]).reindex(ours.index)
-            difference = (ours - theirs).dropna().to_numpy(dtype=float)
-            low, high = bootstrap_interval(difference)
-            verdict = "yes" if high < 0 else "no" if low > 0 else "not told apart"
-            flips = [edit_success(by_method[key], boost=False) for key in ("qrnca", rival)]
-            apart = f"difference {with_interval(difference.mean(), (low, high))}"
-            turned = f"flips {flips[0].count} against {flips[1].count} of {flips[0].of}"
-            numbers = f"specific change of P {ours.mean():.1f} against {theirs.mean():.1f} points, {apart}; {turned}"
-            rows.append((text, name, verdict, numbers))
-    common, layers = result.located.common["layer"], result.located.model.n_layers
-    share = float((common >= 3 * layers / 4).mean()) if len(common) else float("nan")
-    rows.append(
-        (
-            "common neurons sit in the top layers",
-            name,
-            "yes" if share > 0.5 else "no",
-            f"{share:.0%} of {len(common)} in the top quarter; by layer {common.value_counts().sort_index().to_dict()}",
+def _both(domains: tuple[str, Results], languages: tuple[str, Results]) -> Iterable[_Finding]:
+    """What the paper says of domains beside languages."""
+    names, located = f"{domains[0]}, {languages[0]}", [result.located for _, result in (domains, languages)]
+    try:
+        found = overlap_difference(*located)
+    except ValueError as reason:
+        yield _Finding("domains overlap more than languages", names, str(reason))
+    else:
+        numbers = (
+            f"at {found.per_group} questions a group mean rate {found.first:.3f} (shuffled {found.first_permuted:.3f}) "
+            f"against {found.second:.3f} ({found.second_permuted:.3f}), difference {found.difference:.3f} "
+            f"[{found.low:.3f}, {found.high:.3f}] over draws"
         )
+        yield _Finding("domains overlap more than languages", names, numbers, found.p, found.difference)
+    counts = [significant(rows) for rows in (r.tests[r.tests["test"] == "concentration"] for _, r in (domains, languages))]
+    if all(of for _, of in counts):
+        (one, ones), (other, others) = counts
+        said = "yes" if one / ones > other / others else "no" if one / ones < other / others else _UNTOLD
+        told = f"groups told from shuffled labels: {one} of {ones} domains, {other} of {others} languages"
+        yield _Finding("domains have regions, languages are dispersed", names, told, said=said)
+
+
+def _in_layers(name: str, located: QRNeurons, layers: tuple[int, ...]) -> _Finding:
+    """The share of a query's QR neurons in the layers that the facts were trained into, against that of all neurons."""
+    inside = located.table["layer"].isin(layers).groupby(located.table["query"]).mean()
+    shares = inside.reindex(located.queries["query"]).to_numpy(dtype=float)
+    interval = quantile_interval(resampled_means(shares[:, None], located.units.to_numpy())[:, 0])
+    chance, counts = len(layers) / located.model.n_layers, located.table["layer"].value_counts(normalize=True).sort_index()
+    numbers = (
+        f"{np.nanmean(shares):.0%} [{interval[0]:.0%}, {interval[1]:.0%}] of a question's neurons in layers "
+        f"{' and '.join(map(str, layers))}, {chance:.0%} of all neurons; by layer "
+        f"{ ({layer: f'{share:.0%}' for layer, share in counts.items()}) }"
     )
-    tokens = result.tokens[(result.tokens["kind"] == "common") & (result.tokens["rank"] <= 3)]
-    letters = tokens["promoted"].str.strip(" ĠĊ▁␣·").isin(LETTERS)
-    rows.append(
-        (
-            "common neurons promote option letters",
-            name,
-            "yes" if letters.mean() > 0.5 else "no",
-            f"{letters.sum()} of the {len(tokens)} three most promoted tokens of the most common neurons are option letters",
-        )
-    )
-    return rows
-
-
-def _overlap_statement(domains: QRNeurons, languages: QRNeurons) -> tuple[str, str, str, str]:
-    """Do domains overlap more? Bootstrap over the queries of every group, as the sets grow with the number of queries."""
-    rng, both = np.random.default_rng(0), (domains, languages)
-    drawn = np.array([[mean_overlap(located, _drawn(located, rng)) for located in both] for _ in range(_OVERLAP_RESAMPLES)])
-    low, high = quantile_interval(drawn[:, 0] - drawn[:, 1])
-    verdict = "yes" if low > 0 else "no" if high < 0 else "not told apart"
-    means = [mean_overlap(located) for located in both]
-    numbers = f"mean overlap {means[0]:.3f} against {means[1]:.3f}, bootstrapped difference [{low:.3f}, {high:.3f}]"
-    return "domains overlap more than languages", "both", verdict, numbers
-
-
-def _drawn(located: QRNeurons, rng: np.random.Generator) -> list[str]:
-    """As many queries of every group as it has, drawn with replacement."""
-    ids = [located.queries.loc[located.queries["group"] == group, "query"].to_numpy() for group in located.groups]
-    return [query for of_group in ids for query in rng.choice(of_group, len(of_group))]
+    said = "yes" if interval[0] > chance else "no" if interval[1] < chance else _UNTOLD
+    return _Finding("QR neurons lie in the layers that the facts were trained into", name, numbers, said=said)
