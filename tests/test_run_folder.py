@@ -36,6 +36,7 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
     assert again.table.equals(plain.table)
     assert again.clusters.equals(plain.clusters)
     assert again.queries.equals(plain.queries)
+    assert again.gaps.equals(plain.gaps)
     assert again.about["queries"]["sha256"] == short_queries.fingerprint
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["made"] == ["sample per_group=4 seed=7"]
@@ -52,6 +53,7 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
         "asked.json",
         "clusters.parquet",
         "common_neurons.parquet",
+        "gaps.parquet",
         "header.json",
         "manifest.json",
         "qr_neurons.parquet",

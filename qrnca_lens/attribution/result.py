@@ -35,6 +35,11 @@ class Attribution:
     nodes: LayerCounts
 
     @property
+    def change(self) -> LayerValues:
+        """P(target) with each layer intact minus P(target) with its site at 0: the sum of its scores, were there no gap."""
+        return self.scores.sum(1) - self.completeness_gap
+
+    @property
     def rough_layers(self) -> tuple[int, ...]:
         """The layers whose gap is above 1 % of P(target) and 1e-5: with rule "auto" those where 256 nodes were too few."""
         above = self.completeness_gap.abs() > tolerated_gap(self.probability)

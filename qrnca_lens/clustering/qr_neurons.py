@@ -15,6 +15,7 @@ import pandas as pd
 
 from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
 from qrnca_lens.clustering.config import QRNCAConfig
+from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed, read_gaps
 from qrnca_lens.clustering.refine import (
     check_enough_queries,
     common_neurons,
@@ -28,6 +29,7 @@ from qrnca_lens.core.shown import notebook
 from qrnca_lens.core.store import (
     RunError,
     check_column,
+    check_once,
     field_of,
     read_json,
     read_record,
@@ -43,8 +45,6 @@ from qrnca_lens.data import QuerySet
 
 TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
 QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
-ROUGH_SHARE = 0.05
-"""A completeness gap above this share of P(right letter) makes scores rough."""
 FAILED_COLUMNS = ["query", "group", "prompt", "reason"]
 
 
@@ -87,7 +87,10 @@ class QRNeurons:
     prompts, so that a saved run can be looked into (empty in a result that was put together by hand).
     `failed`: a row for every query that was to be located and could not be (query, group, prompt, reason: see `Failure`);
     such a query stands in no other table, is not in `asked` and does not count in |C|.
-    Everything else is derived from `clusters`, `queries` and `config`.
+    `gaps`: a row for every layer of every prompt (query, prompt, layer, gap, change, probability), prompts counted from 0:
+    the completeness gap, P(right letter) minus P with the layer's site at 0, and P(right letter), in probability units. It
+    has no rows for queries of a folder that an older version wrote, or of a result that was put together by hand.
+    Everything else is derived from `clusters`, `queries`, `gaps` and `config`.
     """
 
     clusters: pd.DataFrame
@@ -97,6 +100,7 @@ class QRNeurons:
     about: dict[str, Any] = field(default_factory=dict)
     asked: QuerySet = field(default=QuerySet(()), repr=False)
     failed: pd.DataFrame = field(default_factory=failed_table, repr=False)
+    gaps: pd.DataFrame = field(default_factory=gap_table, repr=False)
 
     def __post_init__(self) -> None:
         check_enough_queries(len(self.queries), self.config.common_share)
@@ -126,6 +130,19 @@ class QRNeurons:
         share = self.queries["gap"] / self.queries["probability"]
         worst = share[share > ROUGH_SHARE].sort_values(ascending=False, kind="stable")
         return self.queries.loc[worst.index].reset_index(drop=True)
+
+    @cached_property
+    def rough_prompts(self) -> pd.DataFrame:
+        """The rows of `gaps` whose gap is above 5 % of their query's mean P(right letter): those that make it `rough`."""
+        return above_share(self.gaps, self.queries.set_index("query")["probability"]).reset_index(drop=True)
+
+    @cached_property
+    def missed_layers(self) -> pd.DataFrame:
+        """The rows of `gaps` with a gap above a tenth of |change|, and above 1 % of the prompt's P(right letter) and 1e-5.
+
+        The latter is what rule "auto" tolerates: layers that hardly change P are not counted. Largest share of P first.
+        """
+        return missed(self.gaps)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -199,6 +216,7 @@ class QRNeurons:
         """Write the files of `save` into an existing folder, the header last: with it the result is whole."""
         write_table(self.clusters, folder / "clusters.parquet")
         write_table(self.queries, folder / "queries.parquet")
+        write_table(self.gaps, folder / "gaps.parquet")
         write_table(self.table, folder / "qr_neurons.parquet")
         write_table(self.common, folder / "common_neurons.parquet")
         write_json(self.asked.to_dict(), folder / "asked.json")
@@ -219,12 +237,14 @@ class QRNeurons:
         config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
         clusters, queries = read_clusters(path / "clusters.parquet", model), read_queries(path / "queries.parquet")
         asked = value_of(QuerySet, _asked_record(path / "asked.json"), str(path / "asked.json"))
-        there = set(queries["query"])
-        if not there.issuperset(clusters["query"]) or (len(asked) and there != {query.id for query in asked}):
+        gaps, there = read_gaps(path / "gaps.parquet", model.n_layers), set(queries["query"])
+        if not there.issuperset([*clusters["query"], *gaps["query"].unique()]) or (
+            len(asked) and there != {query.id for query in asked}
+        ):
             raise RunError(f"{path}: its tables and asked.json name different queries; it is damaged, start again elsewhere")
         about = field_of(dict[str, Any], header, "about", file)
         _check_asked(asked, about, path / "asked.json")
-        return cls(clusters, queries, config, model, about, asked, failed_table(failed))
+        return cls(clusters, queries, config, model, about, asked, failed_table(failed), gaps)
 
     def restrict(self, queries: Iterable[str]) -> QRNeurons:
         """The same result for some of its queries alone: ica and common neurons are those among them.
@@ -245,16 +265,26 @@ class QRNeurons:
             self.about,
             self.asked.keep(kept),
             self.failed[self.failed["query"].isin(kept)].reset_index(drop=True),
+            self.gaps[self.gaps["query"].isin(kept)].reset_index(drop=True),
         )
 
     def __repr__(self) -> str:
         mean = len(self.table) / len(self.queries)
         failed = f", {len(self.failed)} more failed" if len(self.failed) else ""
-        rough = f", gap above {ROUGH_SHARE:.0%} of P in {len(self.rough)} queries" if len(self.rough) else ""
         return (
             f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups{failed}, {mean:.1f} QR neurons a query, "
-            f"{len(self.common)} common neurons, model {self.model.name!r}{rough})"
+            f"{len(self.common)} common neurons, model {self.model.name!r}{self._gaps_told()})"
         )
+
+    def _gaps_told(self) -> str:
+        told, prompts, missing = "", count_prompts(self.rough_prompts), count_prompts(self.missed_layers)
+        if len(self.rough):
+            told = f", gap above {ROUGH_SHARE:.0%} of P in {len(self.rough)} queries"
+            told += f" ({prompts} prompts)" if prompts else ""
+        if missing:
+            queries = self.missed_layers["query"].nunique()
+            told += f", above {MISSED_SHARE:.0%} of a layer's change in {queries} queries ({missing} prompts)"
+        return told
 
     def _repr_html_(self) -> str:
         by_group = self.per_query().groupby("group", sort=False, as_index=False)
@@ -268,7 +298,7 @@ def read_clusters(path: Path, model: ModelShape) -> pd.DataFrame:
         check_column(table, name, int, path, below=size)
     for name, kind in (("query", str), ("group", str), ("attribution", float)):
         check_column(table, name, kind, path)
-    _check_once(table, ["query", "layer", "neuron"], path)
+    check_once(table, ["query", "layer", "neuron"], path)
     return table
 
 
@@ -277,16 +307,8 @@ def read_queries(path: Path) -> pd.DataFrame:
     table = read_table(path, QUERY_COLUMNS)
     for name, kind in (("query", str), ("group", str), ("prompts", int), ("probability", float), ("gap", float)):
         check_column(table, name, kind, path)
-    _check_once(table, ["query"], path)
+    check_once(table, ["query"], path)
     return table
-
-
-def _check_once(table: pd.DataFrame, names: list[str], path: Path) -> None:
-    twice = table[table.duplicated(names)]
-    if len(twice):
-        found = ", ".join(map(repr, twice[names].iloc[0].tolist()))
-        where = ", ".join(map(repr, names))
-        raise RunError(f"{path}: column {where}: {found} stands there twice; it is damaged, start again elsewhere")
 
 
 def _asked_record(path: Path) -> Any:

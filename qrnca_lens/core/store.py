@@ -155,6 +155,15 @@ def check_column(table: pd.DataFrame, name: str, kind: type, path: Path, *, belo
         raise RunError(f"{path}: column {name!r}: expected {wanted}, found {found!r}; it is damaged, start again elsewhere")
 
 
+def check_once(table: pd.DataFrame, names: list[str], path: Path) -> None:
+    """Whether the values of some columns read from `path` stand together in one row each. RunError that names a second."""
+    twice = table[table.duplicated(names)]
+    if len(twice):
+        found = ", ".join(map(repr, twice[names].head(1).to_dict("records")[0].values()))
+        where = ", ".join(map(repr, names))
+        raise RunError(f"{path}: column {where}: {found} stands there twice; it is damaged, start again elsewhere")
+
+
 def _check_there(path: Path) -> None:
     if not path.is_file():
         raise RunError(f"{path.parent}: no {path.name} there; this is not a finished run folder")

@@ -9,12 +9,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.gaps import PromptGaps, gap_table, read_gaps
 from qrnca_lens.clustering.qr_neurons import QUERY_COLUMNS, TABLE_COLUMNS, ModelShape, read_clusters, read_queries
 from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.store import RunError, field_of, usable, write_record, write_table
@@ -23,6 +24,8 @@ from qrnca_lens.data import Query, QuerySet
 
 _FLUSH_SECONDS = 5.0
 _LOCK = ".lock"
+_Tables: TypeAlias = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+"""The clusters, the rows and the gaps of some queries."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,17 @@ class RunIdentity:
 class RunFolder:
     """The growing state of one locate call, in memory and, with a path, in parts on disk.
 
-    A query counts as done once a queries part holds it; its clusters part is written before. A finished folder (with
-    header.json) is only read if it holds all that is asked for; else its tables become a part, and it is unfinished again.
+    A query counts as done once a queries part holds it; its clusters and gaps parts are written before. A finished folder
+    (with header.json) is only read if it holds all that is asked for; else its tables become a part, and it is unfinished
+    again.
     """
 
     def __init__(self, path: Path | None, identity: RunIdentity, origin: Mapping[str, Any]) -> None:
         self._path, self._identity, self._origin = path, identity, origin
         self._clusters: list[pd.DataFrame] = []
         self._queries: list[tuple[str, str, int, float, float]] = []
-        self._kept: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+        self._gaps: list[PromptGaps] = []
+        self._kept: list[_Tables] = []
         self._flushed = time.monotonic()
         self.done: set[str] = set()
         self.finished: QRNeurons | None = None
@@ -82,10 +87,13 @@ class RunFolder:
                     self._go_on(self._path)
             yield
 
-    def add(self, query: Query, cluster: pd.DataFrame, probability: float, gap: float) -> None:
-        """Take in one query; on disk at the latest some seconds later."""
+    def add(self, query: Query, cluster: pd.DataFrame, gaps: Sequence[PromptGaps]) -> None:
+        """Take in one query, with what its integrals miss at each prompt; on disk at the latest some seconds later."""
         self._clusters.append(cluster.assign(query=query.id, group=query.group))
-        self._queries.append((query.id, query.group, len(query.prompts), probability, gap))
+        probability = sum(prompt.probability for prompt in gaps) / len(gaps)
+        worst = max(abs(gap) for prompt in gaps for gap in prompt.gaps)
+        self._queries.append((query.id, query.group, len(query.prompts), probability, worst))
+        self._gaps += gaps
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -97,16 +105,16 @@ class RunFolder:
         finally:
             self._flush()
 
-    def tables(self, queries: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The clusters and the rows of these queries, all done, in their order."""
+    def tables(self, queries: Sequence[str]) -> _Tables:
+        """The clusters, the rows and the gaps of these queries, all done, in their order."""
         position = {query: i for i, query in enumerate(queries)}
-        clusters, rows = (
+        clusters, rows, gaps = (
             table[table["query"].isin(position)].sort_values(
                 "query", key=lambda ids: ids.map(position), kind="stable", ignore_index=True
             )
             for table in (pd.concat(tables, ignore_index=True) for tables in zip(*self._kept, strict=True))
         )
-        return clusters[TABLE_COLUMNS], rows[QUERY_COLUMNS]
+        return clusters[TABLE_COLUMNS], rows[QUERY_COLUMNS], gaps
 
     def finish(self, located: QRNeurons) -> None:
         """Write the result beside the parts, the header last, then drop the parts unless they hold other queries too."""
@@ -124,7 +132,7 @@ class RunFolder:
         finished = QRNeurons.load(path) if (path / "header.json").is_file() else None
         asked = self._check(record, manifest, finished)
         if finished is not None and self._holds(finished):
-            self._take(finished.clusters, finished.queries)
+            self._take(finished.clusters, finished.queries, finished.gaps)
             self.finished = finished
         return record, asked, finished
 
@@ -142,8 +150,9 @@ class RunFolder:
             write_record({**identity.record(identity.fingerprints), **self._origin}, manifest)
             self._parts(path)
         for part in sorted((path / "parts").glob("queries-*.parquet")):
-            clusters = part.with_name(part.name.replace("queries", "clusters"))
-            self._take(read_clusters(clusters, ModelShape(**self._identity.model)), read_queries(part))
+            clusters, gaps = (part.with_name(part.name.replace("queries", name)) for name in ("clusters", "gaps"))
+            shape = ModelShape(**identity.model)
+            self._take(read_clusters(clusters, shape), read_queries(part), read_gaps(gaps, shape.n_layers))
         if finished is not None:
             self._reopen(finished, path)
 
@@ -191,35 +200,38 @@ class RunFolder:
         if found != record:
             write_record({name: value for name, value in found.items() if name != "format"}, manifest)
 
-    def _take(self, clusters: pd.DataFrame, queries: pd.DataFrame) -> None:
+    def _take(self, clusters: pd.DataFrame, queries: pd.DataFrame, gaps: pd.DataFrame) -> None:
         """Keep the rows of queries that are not done yet."""
         new = queries[~queries["query"].isin(self.done)]
-        self._kept.append((clusters[clusters["query"].isin(new["query"])], new))
+        self._kept.append((clusters[clusters["query"].isin(new["query"])], new, gaps[gaps["query"].isin(new["query"])]))
         self.done.update(new["query"])
 
     def _reopen(self, finished: QRNeurons, path: Path) -> None:
         """Make an unfinished run of a finished one: its tables become a part before the header goes."""
         if not self.done.issuperset(finished.queries["query"]):
-            self._write(finished.clusters, finished.queries)
-            self._take(finished.clusters, finished.queries)
+            tables = finished.clusters, finished.queries, finished.gaps
+            self._write(*tables)
+            self._take(*tables)
         (path / "header.json").unlink()
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()
         if self._queries:
-            clusters, queries = (
+            tables = (
                 pd.concat(self._clusters, ignore_index=True),
                 pd.DataFrame(self._queries, columns=QUERY_COLUMNS),
+                gap_table(self._gaps),
             )
-            self._write(clusters, queries)
-            self._take(clusters, queries)
-            self._clusters, self._queries = [], []
+            self._write(*tables)
+            self._take(*tables)
+            self._clusters, self._queries, self._gaps = [], [], []
 
-    def _write(self, clusters: pd.DataFrame, queries: pd.DataFrame) -> None:
+    def _write(self, clusters: pd.DataFrame, queries: pd.DataFrame, gaps: pd.DataFrame) -> None:
         if self._path is not None:
             parts = self._path / "parts"
             number = len(list(parts.glob("queries-*.parquet")))
             write_table(clusters, parts / f"clusters-{number:05d}.parquet")
+            write_table(gaps, parts / f"gaps-{number:05d}.parquet")
             write_table(queries, parts / f"queries-{number:05d}.parquet")
 
 

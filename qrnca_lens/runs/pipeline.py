@@ -20,7 +20,8 @@ from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
 from qrnca_lens.attribution.letters import decisions, option_tokens
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
-from qrnca_lens.clustering.qr_neurons import ROUGH_SHARE, Failure, failed_table
+from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, PromptGaps, count_prompts
+from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.core.store import run_place
 from qrnca_lens.core.terminal import progress_bar
@@ -52,7 +53,10 @@ class FailedQueriesWarning(UserWarning):
 
 
 class GapWarning(UserWarning):
-    """Queries whose scores do not add up to the change of P(right letter), by more than 5 % of it: see `QRNeurons.rough`."""
+    """Scores that do not add up to the change of P(right letter), by more than 5 % of P or a tenth of that change.
+
+    `QRNeurons.rough`, `rough_prompts` and `missed_layers` say where.
+    """
 
 
 def locate(
@@ -72,7 +76,8 @@ def locate(
     with the query in a note (from Python 3.11 on). The config of the result names the
     site that was scaled, also where `config` leaves it to the model.
 
-    A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), and how to remedy it.
+    A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), of prompts at which a layer's gap
+    is above a tenth of what the layer changes (`QRNeurons.missed_layers`), and how to remedy it.
 
     With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
     model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
@@ -114,13 +119,13 @@ def locate(
         check_enough_left(queries, failed, config)
         about = {**about, "queries": {"count": len(queries), "sha256": queries.fingerprint}}
         worked = without(queries, failed)
-        tables = run.tables([query.id for query in worked])
-        located = QRNeurons(*tables, config, shape, about, worked, failed_table(failed))
+        clusters, rows, gaps = run.tables([query.id for query in worked])
+        located = QRNeurons(clusters, rows, config, shape, about, worked, failed_table(failed), gaps)
         if run.finished is None:
             run.finish(located)
     if failed:
         warnings.warn(f"{_told(queries, failed)}. They are not in the result", FailedQueriesWarning, stacklevel=2)
-    if len(located.rough):
+    if len(located.rough) or len(located.missed_layers):
         warnings.warn(_rough(located), GapWarning, stacklevel=2)
     return located
 
@@ -259,11 +264,13 @@ def _attributed(
             yield query, found
 
 
-def _summary(query: Query, found: Sequence[Attribution], config: QRNCAConfig) -> tuple[pd.DataFrame, float, float]:
-    """The query's cluster, its mean P(right letter) and its largest completeness gap."""
+def _summary(query: Query, found: Sequence[Attribution], config: QRNCAConfig) -> tuple[pd.DataFrame, list[PromptGaps]]:
+    """The query's cluster, and what the integrals of its prompts miss."""
     cluster = make_cluster(query.id, query.group, [a.scores for a in found], config.threshold)
-    gap = max(a.completeness_gap.abs().max().item() for a in found)
-    return cluster.table, sum(a.probability for a in found) / len(found), gap
+    gaps = [
+        PromptGaps(query.id, i, a.completeness_gap.tolist(), a.change.tolist(), a.probability) for i, a in enumerate(found)
+    ]
+    return cluster.table, gaps
 
 
 def _told(queries: QuerySet, failed: Sequence[Failure]) -> str:
@@ -273,17 +280,29 @@ def _told(queries: QuerySet, failed: Sequence[Failure]) -> str:
 
 
 def _rough(located: QRNeurons) -> str:
-    worst, auto = located.rough.iloc[0], located.config.rule == "auto"
+    """What a GapWarning says: both counts, by queries and prompts, the worst of each, and the remedy."""
+    rough, rows, queries, told = located.rough, located.missed_layers, len(located.queries), []
+    prompts = count_prompts(located.gaps)
+    if len(rough):
+        worst, bad = rough.iloc[0], count_prompts(located.rough_prompts)
+        of_prompts = f" ({bad} of {prompts} prompts)" if bad else ""
+        told.append(
+            f"in {len(rough)} of {queries} queries{of_prompts} the completeness gap is above {ROUGH_SHARE:.0%} of P(right "
+            f"letter); the worst, {worst['query']!r}: a gap of {worst['gap']:.2g} at P = {worst['probability']:.2g}"
+        )
+    if len(rows):
+        worst = rows.iloc[0]
+        told.append(
+            f"{count_prompts(rows)} of {prompts} prompts (in {rows['query'].nunique()} of {queries} queries) have a layer "
+            f"whose integral misses more than {MISSED_SHARE:.0%} of what the layer changes P by; the worst, prompt "
+            f"{worst['prompt']} of {worst['query']!r} at layer {worst['layer']}: {worst['gap']:.2g} of {worst['change']:.2g}"
+        )
     remedy = (
         "even 256 nodes a layer are too few; a bfloat16 model can be loaded in float32"
-        if auto
+        if located.config.rule == "auto"
         else 'use QRNCAConfig(rule="auto"), or more steps'
     )
-    return (
-        f"in {len(located.rough)} of {len(located.queries)} queries the completeness gap is above {ROUGH_SHARE:.0%} of "
-        f"P(right letter); the worst, {worst['query']!r}: a gap of {worst['gap']:.2g} at P = {worst['probability']:.2g}. "
-        f"Their clusters may differ from exact ones: {remedy}"
-    )
+    return f"{'. Also, '.join(told)}. Their clusters may differ from exact ones: {remedy}"
 
 
 def _versions() -> dict[str, str]:
