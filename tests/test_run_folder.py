@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_where_it_was(
     code = (
         "import sys, time, qrnca_lens as ql, qrnca_lens.runs.pipeline as p, qrnca_lens.runs.folder as f\n"
         "f._FLUSH_SECONDS = 0.0\n"
-        "real, p._TOGETHER = p.attribute, 2\n"
+        "real, p.QUERIES_TOGETHER = p.attribute, 2\n"
         "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
         "model, queries = ql.load_model(sys.argv[1], device='cpu'), ql.load_queries(sys.argv[2])\n"
         "ql.locate(model, queries, ql.QRNCAConfig(steps=3), out=sys.argv[3], progress=False)\n"
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_a_run_goes_on_with_fewer_or_more_queries(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_TOGETHER", 2)
+    monkeypatch.setattr(pipeline, "QUERIES_TOGETHER", 2)
     model, ids = model_of("llama"), [q.id for q in short_queries]
     with monkeypatch.context() as patched:
         failing(patched, short_queries["q6"].prompts[0].text, error=KeyboardInterrupt)
