@@ -29,6 +29,8 @@ def test_an_estimate_counts_what_there_is(
     assert (found.rows, found.together, found.memory) == (36 * 4 * 3, 8, cost.of(8))
     assert found.seconds
     assert found.seconds > 0
+    fine = ql.estimate(model, short_queries, QRNCAConfig(rule="auto", steps=128))
+    assert fine.rows == 36 * 125 * 3  # 25 panels of five nodes
     line = str(replace(found, tokens=12345, memory=3 * 2**29, seconds=7200.0))
     assert line.startswith("36 prompts, 12,345 tokens")
     assert line.endswith("8 prompts together, about 1.5 GiB above the model, about 2 hours")

@@ -136,7 +136,7 @@ def _by_size(asks: Sequence[Ask]) -> list[int]:
 def _budget(task: PathTask, asks: Sequence[Ask]) -> tuple[int, int | None]:
     """How many asks go together, and how many layers of each (None for all)."""
     lengths, width = [len(ask.tokens) for ask in asks], max((ask.width for ask in asks), default=1)
-    nodes = len(task.quadrature.nodes)
+    nodes = task.quadrature.to_begin_with
     layers = layers_at_once(task.model, max(lengths, default=1), nodes, width)
     return together(task.model, lengths, nodes, width), layers
 

@@ -28,7 +28,8 @@ class Estimate:
     """What locating some queries takes.
 
     `prompts`, `tokens` of them all and `longest` of one: of the queries whose prompts fit. `rows`: copies of a last position
-    that run through layers, (steps and both ends) x layers for every prompt. `together`: prompts in a batch. `memory`: bytes
+    that run through layers, (the rule's nodes and both ends) x layers for every prompt; with rule "auto" those it begins
+    with. `together`: prompts in a batch. `memory`: bytes
     of a batch, above the loaded model, by the cost model. `seconds`: by timing a few of the prompts, with the model's
     present device; None where they cannot be attributed.
     """
@@ -66,7 +67,7 @@ def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None =
     if not tokens:
         return Estimate(0, 0, 0, 0, 0, 0, 0.0)
     lengths = [len(ids) for ids in tokens]
-    nodes = len(quadrature(config.rule, config.steps).with_ends().nodes)
+    nodes = quadrature(config.rule, config.steps).with_ends().to_begin_with
     batch = min(len(tokens), together(model, lengths, nodes, 1))
     return Estimate(
         prompts=len(tokens),
