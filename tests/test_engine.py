@@ -178,6 +178,20 @@ def test_hooks_that_rows_can_carry_stay_fast(model_of: Callable[[str], Any]) -> 
             assert relative(path.scores, integrate_plainly(task_of(model, steps=3), ask).scores) < 1e-5
 
 
+@pytest.mark.filterwarnings("error::qrnca_lens.attribution.SlowPathWarning")
+@pytest.mark.parametrize(("name", "without"), [("blocks.1.hook_mlp_out", [1]), ("ln_final.hook_normalized", [0, 1, 2])])
+def test_layers_whose_output_a_hook_replaces_have_no_scores(
+    name: str, without: list[int], model_of: Callable[[str], Any]
+) -> None:
+    model = model_of("llama")
+    with model.hooks(fwd_hooks=[(name, lambda tensor, hook: torch.full_like(tensor, 0.5))]):
+        found = attribute(model, TEXTS, [40, 41, 42, 43, 44], steps=3)
+        plain = [integrate_plainly(task_of(model, steps=3), ask) for ask in asks_of(model, TEXTS)]
+    for path, other in zip(found, plain, strict=True):
+        assert relative(path.scores, other.scores) < 1e-5
+        assert [layer for layer in range(3) if not path.scores[layer].any()] == without
+
+
 def test_one_prompt_or_a_list(model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
     many = attribute(model, [TEXT, to_tokens(model, TEXTS[2])], [" A", 41], steps=3)
