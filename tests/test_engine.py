@@ -165,14 +165,55 @@ def test_a_hook_on_one_row_of_a_batch_is_refused(model_of: Callable[[str], Any])
         attribute(model, [TEXT, "A"], [40, 41], steps=3)
 
 
+@pytest.mark.transformer_lens_3  # in bridges every hook inside an attention leads to the plain path
+@pytest.mark.parametrize("point", ["hook_attn_scores", "hook_pattern"])
+def test_frozen_attention_is_not_attributed_as_if_it_were_free(point: str, model_of: Callable[[str], Any]) -> None:
+    """Detaching changes gradients alone, which the check of the logits does not see."""
+    model = model_of("gpt2")
+    with model.hooks(fwd_hooks=[(f"blocks.{k}.attn.{point}", lambda tensor, hook: tensor.detach()) for k in range(3)]):
+        with pytest.warns(SlowPathWarning, match=f"a hook at blocks.0.attn.{point}, .*told once.* for 1 of 1 prompts"):
+            frozen = attribute(model, TEXT, 40, steps=3).scores
+        attribute(model, TEXT, 40, steps=1)
+        plain = integrate_plainly(task_of(model, steps=3), asks_of(model, [TEXT])[0])
+    assert relative(frozen, plain.scores) < 1e-6
+    assert relative(frozen, attribute(model, TEXT, 40, steps=3).scores) > 1e-3
+
+
+@pytest.mark.transformer_lens_3  # a bridge's prompts run alone
+def test_torchs_own_hooks_lead_to_the_plain_path(model_of: Callable[[str], Any]) -> None:
+    model = model_of("gpt2")
+    handle = model.embed.register_forward_hook(lambda module, given, out: torch.cat([out[:, :-1], out[:, -1:] + 1], dim=1))
+    try:
+        with pytest.warns(SlowPathWarning, match=r"hook of torch's on embed, .*told once.* for 2 of 2 prompts"):
+            found = attribute(model, [TEXT, "A"], [40, 41], steps=3)
+        for path, ask in zip(found, asks_of(model, [TEXT, "A"]), strict=True):
+            assert relative(path.scores, integrate_plainly(task_of(model, steps=3), ask).scores) < 1e-6
+    finally:
+        handle.remove()
+
+
+def at_the_end(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+    return torch.cat([tensor[:, :-1], 1.5 * tensor[:, -1:] + 0.1], dim=1)
+
+
+def without_a_head(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+    tensor[:, :, 1] = 0
+    return tensor
+
+
 @pytest.mark.filterwarnings("error::qrnca_lens.attribution.SlowPathWarning")
-def test_hooks_that_rows_can_carry_stay_fast(model_of: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("blocks.1.hook_mlp_out", at_the_end),
+        ("blocks.0.hook_resid_pre", at_the_end),
+        ("blocks.1.hook_resid_pre", at_the_end),
+        pytest.param("blocks.1.attn.hook_z", without_a_head, marks=ROWS_OF_MANY),
+    ],
+)
+def test_hooks_that_rows_can_carry_stay_fast(name: str, function: Any, model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
-
-    def louder_at_the_end(tensor: torch.Tensor, hook: object) -> torch.Tensor:
-        return torch.cat([tensor[:, :-1], 1.5 * tensor[:, -1:]], dim=1)
-
-    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", louder_at_the_end)]):
+    with model.hooks(fwd_hooks=[(name, function)]):
         found = attribute(model, TEXTS, [40, 41, 42, 43, 44], steps=3)
         for path, ask in zip(found, asks_of(model, TEXTS), strict=True):
             assert relative(path.scores, integrate_plainly(task_of(model, steps=3), ask).scores) < 1e-5
