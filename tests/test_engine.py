@@ -13,8 +13,10 @@ from tiny import ENGINE_FAMILIES
 
 from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute
 from qrnca_lens.attribution.targets import Continuation, OneToken, target_of
+from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.data import Prompt
+from qrnca_lens.editing import suppress
 from qrnca_lens.engine.asks import Ask, asked, chosen_positions, probability_of
 from qrnca_lens.engine.batches import in_batches, is_out_of_memory
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
@@ -231,6 +233,24 @@ def test_layers_whose_output_a_hook_replaces_have_no_scores(
     for path, other in zip(found, plain, strict=True):
         assert relative(path.scores, other.scores) < 1e-5
         assert [layer for layer in range(3) if not path.scores[layer].any()] == without
+
+
+@pytest.mark.transformer_lens_3
+@pytest.mark.filterwarnings("error::qrnca_lens.attribution.SlowPathWarning")
+@pytest.mark.parametrize("edited", ["last", "all", 1, [(0, 2), (-1, 22)]], ids=str)
+@pytest.mark.parametrize("positions", POSITIONS[:3], ids=str)
+def test_edits_at_positions_are_carried(edited: Any, positions: Any, model_of: Callable[[str], Any]) -> None:
+    """Rows are suffixes of many lengths; some edited positions lie before them."""
+    model, two = model_of("llama"), Continuation((40, 57), "two")
+    texts = [TEXT, TEXT.replace("A.", "B."), TEXT] if isinstance(edited, list) else [TEXT, "Answer: what?", TEXT]
+    aims = [OneToken(40, "one"), OneToken(41, "one"), OneToken(42, "one") if isinstance(edited, list) else two]
+    aims = aims if positions == "last" else aims[:2]
+    with suppress(model, NeuronSet.of((0, 3), (1, 5), (2, 7)), positions=edited):
+        found = attribute(model, texts[: len(aims)], aims, steps=3, positions=positions)
+        for path, text, aim in zip(found, texts, aims, strict=False):
+            ids = torch.cat([to_tokens(model, text), torch.tensor(aim.ids[:-1], dtype=torch.long)])
+            plain = integrate_plainly(task_of(model, steps=3), asked(ids, aim.objective, positions, aim.reads))
+            assert relative(path.scores, plain.scores) < 1e-5
 
 
 def test_one_prompt_or_a_list(model_of: Callable[[str], Any]) -> None:

@@ -17,6 +17,7 @@ from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.attention import mixed_values
 from qrnca_lens.engine.bridge import BridgeTexts
 from qrnca_lens.engine.hooks import Hook, with_hooks
+from qrnca_lens.engine.padding import passing_suffixes
 from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import HookedModel, is_hooked_transformer
 
@@ -50,7 +51,11 @@ def _through_blocks(texts: Texts, joining: Mapping[int, int], hooks: Sequence[Ho
     attention = [_attention(texts, layer) for layer in layers]
     seeing = [hook for kept, _ in attention for hook in kept]
     rows = texts.resid(first).new_empty(0, texts.width, texts.resid(first).shape[-1])
-    with with_hooks(texts.model, [*seeing, *hooks], first=[attend for _, attend in attention]):
+    parts = [(ask.start, len(ask.tokens)) for ask in texts.asks]
+    with (
+        passing_suffixes(texts.model, parts),
+        with_hooks(texts.model, [*seeing, *hooks], first=[attend for _, attend in attention]),
+    ):
         for layer in layers:
             if layer in joining:
                 new = texts.resid(layer).expand(joining[layer], -1, -1, -1).flatten(0, 1)
