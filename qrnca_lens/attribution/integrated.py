@@ -8,7 +8,7 @@ from typing import SupportsIndex, overload
 import torch
 
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.attribution.targets import Continuation, Target, target_of
+from qrnca_lens.attribution.targets import Continuation, Target, check_target, target_of
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import whole_number
@@ -75,14 +75,16 @@ def attribute(
     is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them.
     Hooks that the model already carries stay active. Prompts run through the shared-prefix engine where its own check holds
     (each layer scaled by 1 must give the model's own logits), else on the plain path with a SlowPathWarning. Raises
-    ModelError for a target that is not one token, a site that the model lacks, a prompt that does not fit or a float16
-    model; ValueError for a rule, number of steps or positions that are none, or lists of different lengths;
-    AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
+    ModelError for a target that is not one token or is outside the vocabulary, a site that the model lacks, a prompt that
+    does not fit or a float16 model; ValueError for a rule, number of steps or positions that are none, or lists of different
+    lengths; AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
     asked_for, wanted = _pairs(prompts, targets)
     aims = [target if isinstance(target, Target) else target_of(model, target) for target in wanted]
+    for aim in aims:
+        check_target(model, aim)
     texts = [_with_continuation(model, prompt, aim) for prompt, aim in zip(asked_for, aims, strict=True)]
     objectives, reads = [aim.objective for aim in aims], [aim.reads for aim in aims]
     paths = integrate(model, texts, objectives, reads=reads, steps=steps, rule=rule, site=site, positions=positions)
