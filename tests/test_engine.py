@@ -370,5 +370,11 @@ def test_a_continuation_is_attributed_as_its_tokens_are_predicted(model_of: Call
     assert found.probability == pytest.approx((p[0][40] * p[1][57]).item(), rel=1e-4)
     assert (found.target, found.target_ids, found.target_id, found.prompt) == ("two", (40, 57), 40, TEXT)
     assert relative(other.scores, attribute(model, TEXTS[2], 40, steps=4).scores) < 1e-5
+    last = attribute(model, TEXT, aim, steps=4, positions=-1)  # of the token that is run after the prompt
+    plain = integrate_plainly(task_of(model), asked(text, aim.objective, -1, reads=2))
+    assert relative(last.scores, plain.scores) < 1e-5
+    assert (found.positions, last.positions) == ("last", -1)
+    assert "positions=-1" in repr(last)
+    assert "positions" not in repr(found)
     choice = target_of(model, Prompt(TEXT, "B"))
     assert relative(attribute(model, TEXT, choice, steps=4).scores, attribute(model, TEXT, " B", steps=4).scores) < 1e-6

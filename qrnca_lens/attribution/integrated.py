@@ -67,12 +67,14 @@ def attribute(
     """Score every MLP neuron for a target after a prompt (text or tokens).
 
     A target is a token string taken literally, a token id, or a value of `attribution.targets`: one token, a choice among
-    options, a continuation of several tokens (whose tokens but the last are run after the prompt; "last" is the prompt's).
+    options, a continuation of several tokens (whose tokens but the last are run after the prompt).
     One prompt and one target give one Attribution; a list of prompts with a target each gives a list, and the prompts run
     together. `rule`: "right" (the paper), "endpoints" (the authors' code), "gauss-legendre" or "auto", which begins with
     about `steps` nodes and takes more, up to 256, in those layers whose completeness gap is above 1 % of P(target) (and
     1e-5); the result says how many. `site`: see `models.sites`; None is the paper's choice for the model. `positions`: what
-    is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them.
+    is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them. For
+    a continuation "last" is the prompt's last position, while numbers count in all that is run, so that -1 is that of the
+    continuation's last token but one.
     Hooks that the model already carries stay active. Prompts run through the shared-prefix engine where its own check holds
     (each layer scaled by 1 must give the model's own logits), else on the plain path with a SlowPathWarning. Raises
     ModelError for a target that is not one token or is outside the vocabulary, a site that the model lacks, a prompt that
@@ -93,7 +95,7 @@ def attribute(
     for prompt, aim, path in zip(asked_for, aims, paths, strict=True):
         gap = path.scores.sum(1) - (path.untouched - path.at_zero)
         about = (_text_of(model, prompt), aim.name, aim.ids, site, rule, steps, path.nodes)
-        found.append(Attribution(path.scores, path.untouched, gap, *about))
+        found.append(Attribution(path.scores, path.untouched, gap, *about, positions))
     return found[0] if one else found
 
 
