@@ -166,7 +166,12 @@ def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | N
         given = signature.bind(*args, **kwargs).arguments
         ends.tokens = given.get("input_ids") if hooked is None else _tokens_of(hooked, given)
         ends.mask = given.get("attention_mask")
-        ends.cached = any(given.get(name) is not None for name in ("past_kv_cache", "past_key_values"))
+        caches = (
+            "past_kv_cache",
+            "past_key_values",
+            "cache",
+        )  # some models of transformers take the old name beside the new
+        ends.cached = any((given | kwargs).get(name) is not None for name in caches)
         ends.watched = True
         try:
             return forward(*args, **kwargs)
