@@ -59,6 +59,7 @@ def estimated_and_measured(folder: Path, length: int, width: int, prompts: int) 
     return budget.integral_cost(model, length, len(rule.nodes), width).of(prompts), memory.bytes
 
 
+@pytest.mark.transformer_lens_3  # the model of the cost is that of a HookedTransformer's rows
 def test_the_cost_of_a_batch_is_its_measured_peak(tmp_path: Path) -> None:
     llama = LlamaConfig(**GATED | LARGER, num_key_value_heads=2)
     gpt2 = GPT2Config(n_embd=128, n_layer=6, n_head=8, n_inner=512, vocab_size=320, n_positions=128)
