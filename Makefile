@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 TL4_TESTS := $(patsubst %,tests/test_%.py,models loading tokens reader targets engine bridge_engine edits rows threads \
-	attribution editing collateral readout explore circuit)
+	attribution editing collateral readout explore circuit budget refinement last_logits forecast)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: setup demo test test-tl4 test-browser check format notebooks bench card docs clean

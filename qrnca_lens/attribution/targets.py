@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.data import Prompt
-from qrnca_lens.models import HookedModel, OptionTokens, reader_of
+from qrnca_lens.models import HookedModel, ModelError, OptionTokens, reader_of
 
 Logits: TypeAlias = Float[torch.Tensor, "*row read token"]
 """The logits of each row at the last positions that a target reads."""
@@ -174,6 +174,18 @@ def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneTok
     reader = reader_of(model)
     token = reader.token(asked)
     return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
+
+
+def check_target(model: HookedModel, target: Target) -> None:
+    """ModelError for a target with a token outside the model's vocabulary."""
+    ids = target.options.ids if isinstance(target, Choice) else target.ids
+    size = model.cfg.d_vocab
+    wrong = [token for token in ids if not 0 <= token < size]
+    if wrong:
+        raise ModelError(
+            f"the target {target.name!r} has the token id {wrong[0]}; the vocabulary of {model.cfg.model_name} has {size} "
+            f"tokens, 0 to {size - 1}"
+        )
 
 
 def _probabilities(target: Target, logits: Logits) -> Float[torch.Tensor, "*row read token"]:
