@@ -196,7 +196,7 @@ def test_a_bridge_whose_hook_point_holds_something_else_is_refused(family: str, 
                 check_hooked(bridge)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("opt", marks=pytest.mark.transformer_lens_3)])
 def test_neurons_that_do_not_write_what_their_w_out_says_are_refused(
     family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
