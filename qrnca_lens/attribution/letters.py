@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 
+from qrnca_lens.attribution.targets import Choice, OneToken, is_right, likeliest, token_probabilities
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import LETTERS, Prompt, QuerySet
 from qrnca_lens.data.query import check_query_set, texts_of
@@ -56,8 +57,21 @@ def options_of(model: HookedModel, prompts: Sequence[str], *, batch: int = 64) -
     if new:
         with exclusive(model), without_edits(model):
             for rows, logits, _ in last_positions(model, [prompt for prompt, _ in new], NeuronSet(), batch=batch):
-                _decide(model, [new[i] for i in rows], logits.float().softmax(-1).cpu())
+                _decide(model, [new[i] for i in rows], token_probabilities(logits).cpu())
     return [known[one] for one in asked]
+
+
+def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice:
+    """The target that something stands for: the options' choice of a prompt, the one token of a text or a token id.
+
+    Which tokens the options are is decided by `options_of`. Raises ModelError where options or text are no single
+    tokens or an id is outside the vocabulary, and what `options_of` raises.
+    """
+    if isinstance(asked, Prompt):
+        return Choice(option_tokens(model, asked.text), asked.right)
+    reader = reader_of(model)
+    token = reader.token(asked)
+    return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
 
 
 def decisions(options: Sequence[OptionTokens]) -> list[dict[str, Any]]:
@@ -101,7 +115,7 @@ def letters_and_activations(
     p = torch.empty(len(prompts), len(LETTERS), dtype=torch.float32)
     activations = torch.empty(len(prompts), len(neurons), dtype=torch.float32)
     for rows, logits, posts in last_positions(model, texts, neurons, batch=batch):
-        everything = logits.float().softmax(-1).cpu()
+        everything = token_probabilities(logits).cpu()
         if not edited:
             _decide(model, [asked[i] for i in rows], everything)
         p[rows] = everything.gather(1, torch.tensor([known[asked[i]].ids for i in rows]))
@@ -122,7 +136,7 @@ def edited_letters(
 
 def _letters_read(ids: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
     chosen = list(ids)
-    return lambda logits: logits.float().softmax(-1)[:, chosen].cpu()
+    return lambda logits: token_probabilities(logits)[:, chosen].cpu()
 
 
 def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.DataFrame:
@@ -135,9 +149,8 @@ def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.Dat
     found = letter_probabilities(model, [prompt for _, prompt in asked], batch=batch)
     rows = []
     for (query, prompt), p in zip(asked, found, strict=True):
-        chosen = LETTERS[int(p.argmax())]
+        chosen, right = LETTERS[int(likeliest(p))], bool(is_right(p, prompt.right))
         mine = p[prompt.right].item()
-        right = chosen == prompt.letter
         rows.append((query.id, query.group, prompt.template, prompt.letter, chosen, right, mine, p.sum().item()))
     columns = ["query", "group", "template", "letter", "answer", "right", "probability", "mass"]
     return pd.DataFrame(rows, columns=columns)

@@ -9,6 +9,7 @@ import torch
 
 from qrnca_lens.attribution.integrated import AttributionError
 from qrnca_lens.attribution.letters import options_of
+from qrnca_lens.attribution.targets import Choice
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.engine.batches import QUERIES_TOGETHER
@@ -23,6 +24,11 @@ class Asked:
     model: HookedModel
     prompt: Prompt
     letters: OptionTokens
+
+    @property
+    def target(self) -> Choice:
+        """The right letter among the four, with its objective."""
+        return Choice(self.letters, self.letters.letters.index(self.prompt.letter))
 
     @property
     def right(self) -> int:
