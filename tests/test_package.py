@@ -38,6 +38,15 @@ def test_no_function_hides_its_module() -> None:
     assert [path.name for path, names in named.items() if path.stem in names] == []
 
 
+def test_functions_take_the_model_first() -> None:
+    """Then what they work on. The commands of `cli` take what a terminal gives."""
+    for path, tree in TREES.items():
+        for function in (node for node in tree.body if isinstance(node, ast.FunctionDef) and path.parent.name != "cli"):
+            given = [ast.unparse(one.annotation) if one.annotation else "" for one in function.args.args]
+            taking = [place for place, kind in enumerate(given) if kind.startswith("HookedModel")]
+            assert taking in ([], [0]) or function.name.startswith("_"), f"{path.name}: {function.name}"
+
+
 def test_the_rooms_are_the_same_in_the_docs_the_contract_and_the_tree() -> None:
     document = (PROJECT.parent / "docs" / "architecture.md").read_text("utf-8")
     told = re.findall(r"^\| `(\w+)/` \|", document.split("## The rooms")[1].split("##")[0], re.MULTILINE)

@@ -52,7 +52,7 @@ def one_by_one(function: ScoreFunction) -> ScoresTogether:
     return lambda asked: [function(one) for one in asked]
 
 
-def scores_of_prompts(key: str, function: ScoresTogether, model: HookedModel, prompts: Sequence[Prompt]) -> list[Scores]:
+def scores_of_prompts(model: HookedModel, prompts: Sequence[Prompt], key: str, function: ScoresTogether) -> list[Scores]:
     """The function's scores for each prompt. AttributionError, with the key, for a wrong shape or what is no number."""
     check_hooked(model)
     letters = options_of(model, [prompt.text for prompt in prompts])
@@ -68,11 +68,11 @@ def scores_of_prompts(key: str, function: ScoresTogether, model: HookedModel, pr
 
 
 def rank_by_scores(
-    key: str, function: ScoresTogether, model: HookedModel, queries: QuerySet
+    model: HookedModel, queries: QuerySet, key: str, function: ScoresTogether
 ) -> Iterator[tuple[str, Ranking]]:
     """Every query's id with all neurons of the model by their scores, summed over the query's prompts."""
     for start in range(0, len(queries), QUERIES_TOGETHER):
         part = queries.queries[start : start + QUERIES_TOGETHER]
-        found = iter(scores_of_prompts(key, function, model, [prompt for query in part for prompt in query.prompts]))
+        found = iter(scores_of_prompts(model, [prompt for query in part for prompt in query.prompts], key, function))
         for query in part:
             yield query.id, Ranking.of_scores(torch.stack([next(found) for _ in query.prompts]).sum(0))

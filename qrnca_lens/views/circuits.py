@@ -125,7 +125,7 @@ def circuit(
     Raises KeyError for an unknown query, ValueError for a prompt number or neuron that does not exist, RunError for a run
     of another model, ModelError where the contributions do not add up (an MLP input that is no norm of a plain sum).
     """
-    model = model_of(located, model)
+    model = model_of(model, located)
     query = asked_query(located, query_id)
     prompt = whole_number("prompt", prompt)
     if not 0 <= prompt < len(query.prompts):

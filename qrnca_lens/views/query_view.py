@@ -119,7 +119,7 @@ def show(model: HookedModel | None, located: QRNeurons, query_id: str, *, prompt
     prompt = whole_number("prompt", prompt)
     if not 0 <= prompt < len(query.prompts):
         raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
-    model = model_of(located, model)
+    model = model_of(model, located)
     return look(model, located, query, letter_probabilities(model, query.prompts), prompt)
 
 

@@ -36,7 +36,7 @@ class Session:
     """
 
     def __init__(self, model: HookedModel | None, located: QRNeurons, catalog: Catalog | None = None) -> None:
-        self.model, self.located = model_of(located, model), located
+        self.model, self.located = model_of(model, located), located
         self.catalog = catalog or catalog_of(located)
         neurons = NeuronSet.from_frame(located.clusters[["layer", "neuron"]].drop_duplicates())
         self._columns = {n: k for k, n in enumerate(sorted(neurons))}
