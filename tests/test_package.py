@@ -64,6 +64,16 @@ def test_the_rooms_are_the_same_in_the_docs_the_contract_and_the_tree() -> None:
         assert missing == [], room
 
 
+@pytest.mark.skipif(not PROJECT.is_file(), reason="an installed package has no docs")
+def test_modules_that_texts_name_are_there() -> None:
+    """`room.module` or `room.name`, in docstrings and documents."""
+    rooms = {path.name: path for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+    for path in (*TREES, *(PROJECT.parent / "docs").glob("*.md"), PROJECT.parent / "README.md"):
+        for room, name in re.findall(rf"`(?:qrnca_lens\.)?({'|'.join(rooms)})\.(?!json)(\w+)", path.read_text("utf-8")):
+            there = (rooms[room] / f"{name}.py").is_file() or (rooms[room] / name).is_dir()
+            assert there or name in (rooms[room] / "__init__.py").read_text("utf-8"), f"{path.name}: {room}.{name}"
+
+
 def test_clustering_needs_no_transformer_lens() -> None:
     code = "import sys, qrnca_lens.clustering; sys.exit('transformer_lens' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

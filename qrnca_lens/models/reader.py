@@ -1,4 +1,4 @@
-"""The reader of a model: the one place where text becomes token ids, as the model's own `to_tokens` makes them."""
+"""The reader of a model: the one place where prompts become token ids, as the model's own `to_tokens` makes them."""
 
 from __future__ import annotations
 
