@@ -74,6 +74,12 @@ def test_modules_that_texts_name_are_there() -> None:
             assert there or name in (rooms[room] / "__init__.py").read_text("utf-8"), f"{path.name}: {room}.{name}"
 
 
+@pytest.mark.skipif(not PROJECT.is_file(), reason="an installed package has no notebooks")
+def test_notebooks_leave_the_engine_alone() -> None:
+    for path in (PROJECT.parent / "notebooks").glob("*.ipynb"):
+        assert "qrnca_lens.engine" not in path.read_text("utf-8"), path.name
+
+
 def test_clustering_needs_no_transformer_lens() -> None:
     code = "import sys, qrnca_lens.clustering; sys.exit('transformer_lens' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

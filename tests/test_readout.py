@@ -20,6 +20,7 @@ from qrnca_lens.engine.hooks import Hook
 from qrnca_lens.methods import score
 from qrnca_lens.models import HookedModel, ModelError, load_model, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
+from qrnca_lens.readout.activity import activations
 from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens
@@ -186,3 +187,18 @@ def test_a_model_without_a_final_norm_is_refused(model_of: Callable[[str], Any])
     for read in (lambda: promoted_tokens(model, Neuron(1, 3)), lambda: score(model, PROMPT, "log-probability")):
         with pytest.raises(ModelError, match="has no final norm, so no residual stream of it can be read as logits"):
             read()
+
+
+def test_activations_are_what_w_out_multiplies(model_of: Callable[[str], Any], unchecked: None) -> None:
+    model, prompts = model_of("llama"), [PROMPT, Prompt("Which letter is it?\nA longer one:", "A")]
+    found = activations(model, prompts, NeuronSet.of((2, 5), (0, 9), (2, 1)))
+    assert [*found.columns] == [(2, 5), (0, 9), (2, 1)] and found.columns.names == ["layer", "neuron"]
+    for row, prompt in enumerate(prompts):
+        _, cache = model.run_with_cache(to_tokens(model, prompt.text)[None])
+        wanted = [cache[f"blocks.{layer}.mlp.hook_post"][0, -1, index].item() for layer, index in found.columns]
+        assert found.loc[row].tolist() == pytest.approx(wanted, abs=1e-5)
+    assert activations(model, prompts, Neuron(1, 3)).shape == (2, 1) and activations(model, [], Neuron(1, 3)).shape == (0, 1)
+    with pytest.raises(TypeError, match=r"expected a list of Prompt.*query\.prompts"):
+        activations(model, [PROMPT.text], Neuron(1, 3))  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"neuron L9\.N0 is outside the model"):
+        activations(model, prompts, Neuron(9, 0))
