@@ -230,6 +230,39 @@ def test_what_else_is_refused_before_computing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda one, queries: one, r"subjects is a list, such as \[subject\('domains'\)\], not Subject"),
+        (lambda one, queries: "domains", "subjects is a list, .* not 'domains'"),
+        (lambda one, queries: [one, "domains"], "a list of Subject; make one with .* not 'domains'"),
+        (lambda one, queries: [queries], "a list of Subject; .* not QuerySet"),
+        (lambda one, queries: [replace(one, queries="domains")], "expected a QuerySet, found str"),
+        (lambda one, queries: [replace(one, renderings=queries)], "expected a QuerySet, found Query"),
+        (lambda one, queries: [subject(5)], "a shipped name, such as 'domains', or a file, not of 5"),
+        (lambda one, queries: [subject(["domains"])], r"or a file, not of \['domains'\]"),
+    ],
+)
+def test_what_is_no_list_of_subjects_is_refused_before_computing(
+    given: Callable[..., Any],
+    message: str,
+    model_of: Callable[[str], Any],
+    short_queries: QuerySet,
+    tmp_path: Path,
+    unchecked: None,
+) -> None:
+    one = Subject("a", short_queries, (short_queries,))
+    with pytest.raises(TypeError, match=message):
+        reproduce(model_of("llama"), given(one, short_queries), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_subjects_name_leaves_room_for_those_of_its_figures(short_queries: QuerySet) -> None:
+    assert Subject("a" * 187, short_queries, ()).name == "a" * 187
+    with pytest.raises(ValueError, match=r"called 'a+': its figures' files have longer names; rename it"):
+        Subject("a" * 188, short_queries, ())
+
+
 def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
 ) -> None:

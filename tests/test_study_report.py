@@ -111,6 +111,8 @@ def test_a_report_has_every_figure_as_a_page_and_as_json(report: tuple[Reproduct
     study, text, record = report
     keys = {f"{n}-{key}" for n in study.results for key in ("figure2a", "figure2b", "figure3-4", "figure5", "significance")}
     assert {key.removeprefix("figures/") for key in record if key.startswith("figures/")} == keys
+    longest = max((key.split("-", 1)[1] for key in keys), key=len)
+    assert longest == "significance"  # a subject's name leaves room for it
     for key in keys:
         assert (study.folder / record[f"figures/{key}"]).is_file() and f"<h2>{key}</h2>" in text
         assert (study.folder / "figures" / f"{key}.html").is_file()
