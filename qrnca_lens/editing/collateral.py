@@ -35,7 +35,7 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
     owners, factor = list(edited), number("factor", factor)
     right, p = [], []
     prompts, edits = [query.prompts[0] for query in queries], [(edited[owner], factor) for owner in owners]
-    found = edited_letters(model, [prompt.text for prompt in prompts], [edits] * len(prompts))
+    found = edited_letters(model, prompts, [edits] * len(prompts))
     for prompt, letters in zip(prompts, found, strict=True):
         right.append(is_right(letters, prompt.right))
         p.append(letters[:, prompt.right])

@@ -55,7 +55,7 @@ def one_by_one(function: ScoreFunction) -> ScoresTogether:
 def scores_of_prompts(model: HookedModel, prompts: Sequence[Prompt], key: str, function: ScoresTogether) -> list[Scores]:
     """The function's scores for each prompt. AttributionError, with the key, for a wrong shape or what is no number."""
     check_hooked(model)
-    letters = options_of(model, [prompt.text for prompt in prompts])
+    letters = options_of(model, prompts)
     asked = [Asked(model, prompt, options) for prompt, options in zip(prompts, letters, strict=True)]
     with torch.inference_mode(False):  # so that a function can take gradients wherever it is called
         scores = function(asked)

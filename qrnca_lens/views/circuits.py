@@ -170,7 +170,7 @@ def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
         tuple(reader_of(model).pieces(run.tokens)),
         inputs,
         contributions,
-        direct_writes(run, neurons, option_tokens(model, prompt.text)),
+        direct_writes(run, neurons, option_tokens(model, prompt)),
         attention_shares(run, regions(model, prompt, asked.query.question), max(neurons.by_layer())),
         tuple(heads),
         np.stack(patterns) if patterns else np.zeros((0, len(run.tokens), len(run.tokens)), dtype=np.float32),

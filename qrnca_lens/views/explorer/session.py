@@ -132,5 +132,5 @@ class Session:
             return [about.curve().loc[1.0].tolist()] * len(FACTORS)
         if str(chosen) in set(about.dose["edit"]):
             return about.curve(chosen).to_numpy().tolist()
-        found = dose_response(self.model, about.asked.text, [(str(chosen), NeuronSet((chosen,)))])
+        found = dose_response(self.model, about.asked, [(str(chosen), NeuronSet((chosen,)))])
         return found[list(about.asked.names)].to_numpy().tolist()
