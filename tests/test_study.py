@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.store import RunError, write_table
-from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet, load_queries
 from qrnca_lens.editing.effects import COLUMNS as COLUMNS_OF_EFFECTS
 from qrnca_lens.methods import METHODS, register
 from qrnca_lens.methods.activation import activation_scores
@@ -26,6 +26,7 @@ from qrnca_lens.runs.pipeline import FailedQueriesWarning
 from qrnca_lens.study import Reproduction, Subject, reproduce, subject
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduction import Results, Sample
+from qrnca_lens.study.subjects import readable
 from qrnca_lens.study.tables import as_json, table4, table6
 
 SMALL = Sample(extended=1, collateral=1, permutations=20)
@@ -314,4 +315,22 @@ def test_subjects() -> None:
     domains = subject("domains", per_group=3)
     assert (domains.name, len(domains.queries), len(domains.renderings)) == ("domains", 18, 4)
     assert {q.id for r in domains.renderings for q in r} == {q.id for q in domains.queries}
-    assert domains.renderings[1].queries != domains.queries.queries
+    shuffled = {rendering.queries for rendering in domains.renderings}
+    assert len(shuffled) == 4 and domains.queries.queries in shuffled
+    other = subject("domains", per_group=3, seed=1)
+    assert other.queries.queries == load_queries("atlas/domains", seed=1).sample(3, 1).queries
+    assert {query.id for query in other.queries} != {query.id for query in domains.queries}
+
+
+def test_letters_count_in_the_half_that_is_fitted_on(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
+) -> None:
+    fitted = {query.id for query in short_queries.split(0.5, 0)[0]}
+    queries = tuple(one if one.id not in fitted else one_letter(QuerySet((one,))).queries[0] for one in short_queries)
+    with pytest.raises(ValueError, match="'a': the right letter is C in all prompts of group 'g0'"):
+        reproduce(model_of("llama"), [Subject("a", QuerySet(queries), (QuerySet(queries),))], tmp_path, progress=False)
+
+
+def test_a_query_is_readable_where_all_its_prompts_are(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    assert len(LONG.prompts) == 2  # one that fits, one that does not
+    assert readable(model_of("llama"), QuerySet((LONG, *short_queries))).queries == short_queries.queries
