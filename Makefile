@@ -47,6 +47,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/test_package.py
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -7,8 +7,9 @@ from typing import SupportsIndex, overload
 
 import torch
 
+from qrnca_lens.attribution.letters import target_of
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.attribution.targets import Continuation, Target, check_target, target_of
+from qrnca_lens.attribution.targets import Continuation, Target, check_target
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import whole_number

@@ -11,7 +11,7 @@ not used for detection; it does not say how. The protocol here:
    group's detection half (standardised, its penalty chosen by cross-validation over detection queries). "direct": no
    fitting; the neurons' rows of W_out, weighted by their activity and summed, go through the final norm and the
    unembedding, and the likeliest of the four letters is the answer. Where a norm follows the MLP, the neurons of a layer
-   go through it first, its scale held at its value on that prompt (`models.readout`).
+   go through it first, its scale held at its value on that prompt (`readout.residual`).
 4. Both are scored on the prompts of the group's evaluation half, beside the prompted model, chance, and as many random
    neurons of the same layers read in the same two ways.
 
