@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 TL4_TESTS := $(patsubst %,tests/test_%.py,models loading tokens reader targets engine bridge_engine edits rows threads \
-	attribution editing collateral readout explore circuit)
+	attribution editing collateral readout explore circuit budget refinement last_logits forecast)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: setup demo test test-tl4 test-browser check format notebooks bench card docs clean
@@ -47,6 +47,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/test_package.py
 
 format: .venv/ready
 	$(BIN)/ruff format .

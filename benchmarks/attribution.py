@@ -122,10 +122,11 @@ def work(model: Any, length: int) -> float:
 
 def peak_memory(size: str, length: int, batch: int) -> float:
     """The peak of the first call in a process of its own, above the memory held once the model is loaded; MiB."""
-    model, prompt = random_llama(size), torch.arange(length) % 2000
+    model, generator = random_llama(size), torch.Generator().manual_seed(length)
+    prompts = [torch.randint(0, 2000, (length,), generator=generator) for _ in range(batch)]
     task = PathTask(model, "up", quadrature("right", STEPS).with_ends())
     with PeakMemory() as memory:
-        integrate_by_rows(task, [asked(prompt, probability_of(TARGET))] * batch)
+        integrate_by_rows(task, [asked(prompt, probability_of(TARGET)) for prompt in prompts])
     return memory.mib
 
 

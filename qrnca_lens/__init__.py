@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
     from qrnca_lens.methods.registry import Evidence, find_neurons, rank_neurons
     from qrnca_lens.models import BusyModelError, ModelError, load_model
+    from qrnca_lens.readout.activity import activations
     from qrnca_lens.readout.promoted import promoted_tokens
     from qrnca_lens.runs.forecast import Estimate, estimate
     from qrnca_lens.runs.pipeline import locate
@@ -52,6 +53,7 @@ _PUBLIC = {
     "QRNeurons": "qrnca_lens.clustering",
     "QuerySet": "qrnca_lens.data",
     "RunError": "qrnca_lens.core.store",
+    "activations": "qrnca_lens.readout.activity",
     "answers": "qrnca_lens.attribution.letters",
     "attribute": "qrnca_lens.attribution",
     "cluster_neurons": "qrnca_lens.clustering",
@@ -98,6 +100,7 @@ __all__ = [
     "QRNeurons",
     "QuerySet",
     "RunError",
+    "activations",
     "answers",
     "attribute",
     "cluster_neurons",

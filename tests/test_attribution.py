@@ -11,13 +11,14 @@ from tiny import ENGINE_FAMILIES
 from transformers import AutoModelForCausalLM
 
 from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute, integrated
+from qrnca_lens.attribution.targets import Choice, Continuation, OneToken, Target
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.editing import suppress
 from qrnca_lens.engine.asks import Ask, asked, probability_of
 from qrnca_lens.engine.integral import PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.models import ModelError, load_model, sites_of, to_tokens
+from qrnca_lens.models import ModelError, OptionTokens, load_model, sites_of, to_tokens
 
 TEXT = "Question: which letter is right? A. one B. two C. three D. four Answer:"
 
@@ -213,6 +214,16 @@ def test_wrong_input(model_of: Callable[[str], Any]) -> None:
         attribute(model_of("llama"), TEXT, 40, site="pre")
     with pytest.raises(ModelError, match="is not one token"):
         attribute(model_of("llama"), TEXT, "xylophone")
+    beyond = OptionTokens(tuple("ABCD"), (40, 41, 42, 320), leading_space=True)
+    far: list[tuple[Target, str]] = [
+        (OneToken(320, "far"), "'far' has the token id 320"),
+        (OneToken(-1, "far"), "'far' has the token id -1"),
+        (Continuation((40, 999), "far"), "'far' has the token id 999"),
+        (Choice(beyond, 0), "'A' has the token id 320"),
+    ]
+    for target, told in far:
+        with pytest.raises(ModelError, match=f"the target {told}; the vocabulary of llama has 320 tokens"):
+            attribute(model_of("llama"), [TEXT, TEXT], [40, target])
     with pytest.raises(ValueError, match="unknown rule"):
         attribute(model_of("llama"), TEXT, 40, rule="left")  # type: ignore[arg-type]
 

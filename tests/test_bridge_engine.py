@@ -105,7 +105,8 @@ def louder_at_the_end(tensor: torch.Tensor, hook: object) -> torch.Tensor:
 def test_hooks_around_the_attention_stay_fast(family: str, bridge_of: Callable[[str], Any]) -> None:
     model = bridge_of(family)
     untouched = attribute(model, TEXT, 40, steps=4).scores
-    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", louder_at_the_end)]), suppress(model, Neuron(1, 7)):
+    hooks = model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", louder_at_the_end)])
+    with hooks, suppress(model, Neuron(1, 7)), suppress(model, Neuron(2, 3), positions=[(0, 2), (18, 21)]):
         found = attribute(model, TEXT, 40, steps=4).scores
         assert relative(found, integrate_plainly(task_of(model), asks_of(model)[0]).scores) < 2e-5
     assert relative(found, untouched) > 1e-3

@@ -20,7 +20,7 @@ from qrnca_lens.engine import budget
 from qrnca_lens.engine.asks import asked, probability_of
 from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.engine.integral import PathTask, integrate_by_rows
-from qrnca_lens.models import check_site, load_model
+from qrnca_lens.models import check_site, load_model, to_tokens
 
 PROMPTS = ["Question: which letter?", "Answer:", "Which letter is right? A or B?", "B", "C D"]
 LARGER = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 384}
@@ -59,6 +59,7 @@ def estimated_and_measured(folder: Path, length: int, width: int, prompts: int) 
     return budget.integral_cost(model, length, len(rule.nodes), width).of(prompts), memory.bytes
 
 
+@pytest.mark.transformer_lens_3  # the model of the cost is that of a HookedTransformer's rows
 def test_the_cost_of_a_batch_is_its_measured_peak(tmp_path: Path) -> None:
     llama = LlamaConfig(**GATED | LARGER, num_key_value_heads=2)
     gpt2 = GPT2Config(n_embd=128, n_layer=6, n_head=8, n_inner=512, vocab_size=320, n_positions=128)
@@ -119,6 +120,22 @@ def test_little_memory_changes_batches_and_no_scores(
             assert torch.allclose(a.scores, b.scores, atol=1e-6)
     again = read_edited(model, prompts, [[(NeuronSet.of((0, 1)), 0.0)]] * 4, [lambda logits: logits] * 4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(again, read, strict=True))
+
+
+def test_all_panels_of_a_rule_count(model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule "auto" begins with three panels of five nodes."""
+    model, sizes = model_of("llama"), []
+    longest = max(len(to_tokens(model, text)) for text in PROMPTS)
+    free = 2 * budget.integral_cost(model, longest, 15, 1).of(3) - 2
+    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+
+    def watched(task: Any, asks: Any, **kwargs: Any) -> Any:
+        sizes.append(len(asks))
+        return integrate_by_rows(task, asks, **kwargs)
+
+    monkeypatch.setattr(integrated, "integrate_by_rows", watched)
+    attribute(model, PROMPTS, [5] * 5, rule="auto")
+    assert sizes == [2, 2, 1]
 
 
 def test_free_memory_is_the_devices_own_or_a_stated_number() -> None:

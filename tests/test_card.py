@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from handmade import effects, made, planted_queries
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.study import card
-from qrnca_lens.study.card import Card, at_last, at_others
+from qrnca_lens.study.card import Card, at_last, at_others, measure_card
 
 
 def test_effects_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,23 @@ def test_what_is_zeroed_where() -> None:
     last, others = at_last(post), at_others(post)
     assert last[:, :-1].equal(post[:, :-1]) and not last[:, -1].any()
     assert others[:, -1].equal(post[:, -1]) and not others[:, :-1].any()
+
+
+def test_layers_that_are_none_are_refused_before_computing(
+    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, unchecked: None
+) -> None:
+    monkeypatch.setattr(card, "load_queries", None)
+    for layers in ([99], [0, -1]):
+        with pytest.raises(ValueError, match=f"each of recall_layers must lie in 0 to 2, not {layers[-1]}"):
+            measure_card(model_of("llama"), recall_layers=layers)
+    for layers, message in (
+        (["1"], "each of recall_layers must be a whole number, not '1'"),
+        (1, "a list of layers, .* not 1"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            measure_card(model_of("llama"), recall_layers=layers)
+    with pytest.raises(TypeError, match="model"):
+        measure_card("atlas")
 
 
 def test_the_card_as_markdown() -> None:

@@ -165,12 +165,13 @@ def test_demo(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> No
     frames = {name: pd.DataFrame({name: [f"the {name}"]}) for name in ("neurons", "edits", "effect", "counts")}
     standing(demo, "run_demo", SimpleNamespace(query=QUERIES["q2"], located="the run", page=tmp_path / "p.html", **frames))
     told = run("demo")
-    assert calls == [("run_demo", (Path("runs/demo"),), {})]
+    assert calls == [("load_model", ("atlas",), {}), ("run_demo", (Path("runs/demo"),), {"model": "the model"})]
+    assert told.startswith("Locating atlas/domains: estimate of the model for 72 queries\n")
     assert "One question, of median effect (q2, x)" in told and f"{QUERIES['q2'].prompts[0].text} B" in told
     order = [told.index(f"the {name}") for name in frames]
     assert order == sorted(order) and f"Page: {tmp_path / 'p.html'}" in told
     run("demo", "--out", "elsewhere")
-    assert calls[-1] == ("run_demo", (Path("elsewhere"),), {})
+    assert calls[-1] == ("run_demo", (Path("elsewhere"),), {"model": "the model"})
 
 
 def test_queries(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:

@@ -165,6 +165,9 @@ def test_the_highest_scores_are_neurons_best_first() -> None:
     found = top_neurons(scores, 3)
     assert found.to_numpy().tolist() == [[1, 1, 4.0], [0, 0, 0.5], [0, 2, 0.25]]
     assert [len(top_neurons(scores, k)) for k in (0, 6, 7)] == [0, 6, 6]
+    ties = torch.zeros(3, 48)
+    ties[2, 7] = 1
+    assert NeuronSet.from_frame(top_neurons(ties, 4)) == NeuronSet.of((2, 7), (0, 0), (0, 1), (0, 2))
     assert top_neurons(scores, 0).dtypes.astype(str).tolist() == ["int64", "int64", "float64"]
 
 

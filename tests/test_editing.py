@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from qrnca_lens.attribution.letters import answers, edited_letters, letter_probabilities
 from qrnca_lens.core.neurons import Neuron, NeuronSet
@@ -17,6 +18,7 @@ from qrnca_lens.editing.effects import COLUMNS, edit_effects
 from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import to_tokens
+from qrnca_lens.models.hooked import is_hooked_transformer
 
 TEXT = "Question: which letter is right? A. one B. two Answer:"
 CHOSEN = NeuronSet.of((0, 3), (2, 1), (2, 40))
@@ -95,7 +97,10 @@ def test_positions_that_cannot_be_counted_are_refused(model_of: Callable[[str], 
         with pytest.raises(ValueError, match=r"cannot be counted in `generate`.*scale at 'last' or 'all'"):
             model.generate(ids, max_new_tokens=2, verbose=False)
         with pytest.raises(ValueError, match="with a KV cache"):
-            model(ids, past_kv_cache=TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", 1))
+            if is_hooked_transformer(model):
+                model(ids, past_kv_cache=TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", 1))
+            else:
+                model(ids, past_key_values=DynamicCache())
         with pytest.raises(ValueError, match="in a part of the model"):
             model.blocks[0](torch.zeros(1, 5, model.cfg.d_model))
         with pytest.raises(ValueError, match=r"the span \(2, 3\) does not lie in a prompt of 2 tokens"):

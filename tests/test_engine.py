@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from tiny import ENGINE_FAMILIES
 
 from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute
-from qrnca_lens.attribution.targets import Continuation, OneToken, target_of
+from qrnca_lens.attribution.letters import target_of
+from qrnca_lens.attribution.targets import Continuation, OneToken
+from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.data import Prompt
+from qrnca_lens.editing import suppress
 from qrnca_lens.engine.asks import Ask, asked, chosen_positions, probability_of
 from qrnca_lens.engine.batches import in_batches, is_out_of_memory
 from qrnca_lens.engine.integral import PathIntegral, PathTask, integrate_by_rows
@@ -165,17 +168,90 @@ def test_a_hook_on_one_row_of_a_batch_is_refused(model_of: Callable[[str], Any])
         attribute(model, [TEXT, "A"], [40, 41], steps=3)
 
 
+@pytest.mark.transformer_lens_3  # in bridges every hook inside an attention leads to the plain path
+@pytest.mark.parametrize("point", ["hook_attn_scores", "hook_pattern"])
+def test_frozen_attention_is_not_attributed_as_if_it_were_free(point: str, model_of: Callable[[str], Any]) -> None:
+    """Detaching changes gradients alone, which the check of the logits does not see."""
+    model = model_of("gpt2")
+    with model.hooks(fwd_hooks=[(f"blocks.{k}.attn.{point}", lambda tensor, hook: tensor.detach()) for k in range(3)]):
+        with pytest.warns(SlowPathWarning, match=f"a hook at blocks.0.attn.{point}, .*told once.* for 1 of 1 prompts"):
+            frozen = attribute(model, TEXT, 40, steps=3).scores
+        attribute(model, TEXT, 40, steps=1)
+        plain = integrate_plainly(task_of(model, steps=3), asks_of(model, [TEXT])[0])
+    assert relative(frozen, plain.scores) < 1e-6
+    assert relative(frozen, attribute(model, TEXT, 40, steps=3).scores) > 1e-3
+
+
+@pytest.mark.transformer_lens_3  # a bridge's prompts run alone
+def test_torchs_own_hooks_lead_to_the_plain_path(model_of: Callable[[str], Any]) -> None:
+    model = model_of("gpt2")
+    handle = model.embed.register_forward_hook(lambda module, given, out: torch.cat([out[:, :-1], out[:, -1:] + 1], dim=1))
+    try:
+        with pytest.warns(SlowPathWarning, match=r"hook of torch's on embed, .*told once.* for 2 of 2 prompts"):
+            found = attribute(model, [TEXT, "A"], [40, 41], steps=3)
+        for path, ask in zip(found, asks_of(model, [TEXT, "A"]), strict=True):
+            assert relative(path.scores, integrate_plainly(task_of(model, steps=3), ask).scores) < 1e-6
+    finally:
+        handle.remove()
+
+
+def at_the_end(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+    return torch.cat([tensor[:, :-1], 1.5 * tensor[:, -1:] + 0.1], dim=1)
+
+
+def without_a_head(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+    tensor[:, :, 1] = 0
+    return tensor
+
+
 @pytest.mark.filterwarnings("error::qrnca_lens.attribution.SlowPathWarning")
-def test_hooks_that_rows_can_carry_stay_fast(model_of: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("blocks.1.hook_mlp_out", at_the_end),
+        ("blocks.0.hook_resid_pre", at_the_end),
+        ("blocks.1.hook_resid_pre", at_the_end),
+        pytest.param("blocks.1.attn.hook_z", without_a_head, marks=ROWS_OF_MANY),
+    ],
+)
+def test_hooks_that_rows_can_carry_stay_fast(name: str, function: Any, model_of: Callable[[str], Any]) -> None:
     model = model_of("llama")
-
-    def louder_at_the_end(tensor: torch.Tensor, hook: object) -> torch.Tensor:
-        return torch.cat([tensor[:, :-1], 1.5 * tensor[:, -1:]], dim=1)
-
-    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", louder_at_the_end)]):
+    with model.hooks(fwd_hooks=[(name, function)]):
         found = attribute(model, TEXTS, [40, 41, 42, 43, 44], steps=3)
         for path, ask in zip(found, asks_of(model, TEXTS), strict=True):
             assert relative(path.scores, integrate_plainly(task_of(model, steps=3), ask).scores) < 1e-5
+
+
+@pytest.mark.filterwarnings("error::qrnca_lens.attribution.SlowPathWarning")
+@pytest.mark.parametrize(("name", "without"), [("blocks.1.hook_mlp_out", [1]), ("ln_final.hook_normalized", [0, 1, 2])])
+def test_layers_whose_output_a_hook_replaces_have_no_scores(
+    name: str, without: list[int], model_of: Callable[[str], Any]
+) -> None:
+    model = model_of("llama")
+    with model.hooks(fwd_hooks=[(name, lambda tensor, hook: torch.full_like(tensor, 0.5))]):
+        found = attribute(model, TEXTS, [40, 41, 42, 43, 44], steps=3)
+        plain = [integrate_plainly(task_of(model, steps=3), ask) for ask in asks_of(model, TEXTS)]
+    for path, other in zip(found, plain, strict=True):
+        assert relative(path.scores, other.scores) < 1e-5
+        assert [layer for layer in range(3) if not path.scores[layer].any()] == without
+
+
+@pytest.mark.transformer_lens_3
+@pytest.mark.filterwarnings("error::qrnca_lens.attribution.SlowPathWarning")
+@pytest.mark.parametrize("edited", ["last", "all", 1, [(0, 2), (-1, 22)]], ids=str)
+@pytest.mark.parametrize("positions", POSITIONS[:3], ids=str)
+def test_edits_at_positions_are_carried(edited: Any, positions: Any, model_of: Callable[[str], Any]) -> None:
+    """Rows are suffixes of many lengths; some edited positions lie before them."""
+    model, two = model_of("llama"), Continuation((40, 57), "two")
+    texts = [TEXT, TEXT.replace("A.", "B."), TEXT] if isinstance(edited, list) else [TEXT, "Answer: what?", TEXT]
+    aims = [OneToken(40, "one"), OneToken(41, "one"), OneToken(42, "one") if isinstance(edited, list) else two]
+    aims = aims if positions == "last" else aims[:2]
+    with suppress(model, NeuronSet.of((0, 3), (1, 5), (2, 7)), positions=edited):
+        found = attribute(model, texts[: len(aims)], aims, steps=3, positions=positions)
+        for path, text, aim in zip(found, texts, aims, strict=False):
+            ids = torch.cat([to_tokens(model, text), torch.tensor(aim.ids[:-1], dtype=torch.long)])
+            plain = integrate_plainly(task_of(model, steps=3), asked(ids, aim.objective, positions, aim.reads))
+            assert relative(path.scores, plain.scores) < 1e-5
 
 
 def test_one_prompt_or_a_list(model_of: Callable[[str], Any]) -> None:
@@ -295,5 +371,11 @@ def test_a_continuation_is_attributed_as_its_tokens_are_predicted(model_of: Call
     assert found.probability == pytest.approx((p[0][40] * p[1][57]).item(), rel=1e-4)
     assert (found.target, found.target_ids, found.target_id, found.prompt) == ("two", (40, 57), 40, TEXT)
     assert relative(other.scores, attribute(model, TEXTS[2], 40, steps=4).scores) < 1e-5
+    last = attribute(model, TEXT, aim, steps=4, positions=-1)  # of the token that is run after the prompt
+    plain = integrate_plainly(task_of(model), asked(text, aim.objective, -1, reads=2))
+    assert relative(last.scores, plain.scores) < 1e-5
+    assert (found.positions, last.positions) == ("last", -1)
+    assert "positions=-1" in repr(last)
+    assert "positions" not in repr(found)
     choice = target_of(model, Prompt(TEXT, "B"))
     assert relative(attribute(model, TEXT, choice, steps=4).scores, attribute(model, TEXT, " B", steps=4).scores) < 1e-6

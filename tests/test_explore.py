@@ -16,7 +16,7 @@ from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.store import RunError
 from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.editing import scale
-from qrnca_lens.engine.activity import last_activations
+from qrnca_lens.engine.activity import last_activations, token_activations
 from qrnca_lens.models import site_hook, to_tokens
 from qrnca_lens.views import neuron, show
 from qrnca_lens.views.query_view import ALL, FACTORS
@@ -183,6 +183,28 @@ def test_reading_directions_are_those_of_the_embeddings(run: tuple[Any, QRNeuron
     seen = model.blocks[1].ln2(model.W_E[: len(model.tokenizer)][None])[0] @ model.blocks[1].mlp.W_gate[:, 3]
     assert card.reads.query("input == 'gate'")["raised"].iloc[0] == pytest.approx(seen.max().item(), rel=1e-5)
     assert card.reads.query("input == 'gate'")["lowered"].iloc[0] == pytest.approx(seen.min().item(), rel=1e-5)
+
+
+def test_prompts_that_do_not_fit_together_are_read_in_smaller_batches(
+    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, texts, sizes = model_of("llama"), [f"Question {i}: which?" for i in range(7)], []
+    wanted = last_activations(model, texts, NeuronSet.of((1, 3)))
+    each = [values for _, values in token_activations(model, texts, Neuron(1, 3))]
+    run = model.run_with_cache
+
+    def small(tokens: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(tokens))
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(tokens, **options)
+
+    monkeypatch.setattr(model, "run_with_cache", small)
+    assert torch.allclose(last_activations(model, texts, NeuronSet.of((1, 3))), wanted, atol=1e-6)
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    for found, values in zip(token_activations(model, texts, Neuron(1, 3)), each, strict=True):
+        assert torch.allclose(found[1], values, atol=1e-6)
+    assert sizes[9:] == sizes[:9]
 
 
 def test_last_activations_of_many_prompts_equal_those_of_one(model_of: Callable[[str], Any]) -> None:

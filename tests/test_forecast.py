@@ -7,14 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 from typer.testing import CliRunner
 
 import qrnca_lens as ql
+from qrnca_lens.attribution import attribute, integrated
+from qrnca_lens.attribution.targets import target_of
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.data import Prompt, QuerySet, save_queries
 from qrnca_lens.engine import budget
+from qrnca_lens.engine.integral import integrate_by_rows
+from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import ModelError, to_tokens
+from qrnca_lens.models.hooked import is_hooked_transformer
+from qrnca_lens.runs import forecast
 
 
 def test_an_estimate_counts_what_there_is(
@@ -26,13 +33,50 @@ def test_an_estimate_counts_what_there_is(
     monkeypatch.setattr(budget, "free_memory", lambda device: 2 * cost.of(9))
     found = ql.estimate(model, short_queries, QRNCAConfig(steps=3))
     assert (found.prompts, found.tokens, found.longest) == (36, sum(lengths), max(lengths))
-    assert (found.rows, found.together, found.memory) == (36 * 4 * 3, 8, cost.of(8))
+    size = 8 if is_hooked_transformer(model) else 1
+    assert (found.rows, found.together, found.memory) == (36 * 4 * 3, size, cost.of(size))
     assert found.seconds
     assert found.seconds > 0
-    line = str(replace(found, tokens=12345, memory=3 * 2**29, seconds=7200.0))
+    fine = ql.estimate(model, short_queries, QRNCAConfig(rule="auto", steps=128))
+    assert fine.rows == 36 * 125 * 3  # 25 panels of five nodes
+    line = str(replace(found, together=8, tokens=12345, memory=3 * 2**29, seconds=7200.0))
     assert line.startswith("36 prompts, 12,345 tokens")
     assert line.endswith("8 prompts together, about 1.5 GiB above the model, about 2 hours")
     assert "12,345" in replace(found, tokens=12345)._repr_html_()
+
+
+def test_an_estimate_is_of_the_batches_that_run(
+    model_of: Callable[[str], Any],
+    folder_of: Callable[[str], Path],
+    short_queries: QuerySet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight queries of three prompts go together, in a bridge no two prompts; those timed have their own targets."""
+    config, sizes, targets = QRNCAConfig(steps=2), [], []
+    by_rows, plain_attribute = integrate_by_rows, attribute
+
+    def watched(task: Any, asks: Any, **kwargs: Any) -> Any:
+        sizes.append(max(map(len, groups(task.model, asks))))
+        return by_rows(task, asks, **kwargs)
+
+    def asked(model: Any, texts: Any, letters: Any, **kwargs: Any) -> Any:
+        targets.extend(zip(texts, letters, strict=True))
+        return plain_attribute(model, texts, letters, **kwargs)
+
+    monkeypatch.setattr(budget, "free_memory", lambda device: 2**40)
+    monkeypatch.setattr(forecast, "attribute", asked)
+    for model in (model_of("llama"), TransformerBridge.boot_transformers(str(folder_of("llama")), device="cpu").eval()):
+        found = ql.estimate(model, short_queries, config)
+        with monkeypatch.context() as patched:
+            patched.setattr(integrated, "integrate_by_rows", watched)
+            ql.locate(model, short_queries, config, progress=False)
+        assert found.together == max(sizes) == (24 if is_hooked_transformer(model) else 1)
+        longest = max(len(to_tokens(model, prompt.text)) for query in short_queries for prompt in query.prompts)
+        assert found.memory == budget.integral_cost(model, longest, 3, 1).of(found.together)
+        sizes.clear()
+    right = {prompt.text: target_of(model, prompt).ids[0] for query in short_queries for prompt in query.prompts}
+    assert targets
+    assert all(right[text] == letter for text, letter in targets)
 
 
 def test_what_cannot_be_run_is_not_counted(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:

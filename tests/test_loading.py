@@ -196,7 +196,7 @@ def test_a_bridge_whose_hook_point_holds_something_else_is_refused(family: str, 
                 check_hooked(bridge)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("opt", marks=pytest.mark.transformer_lens_3)])
 def test_neurons_that_do_not_write_what_their_w_out_says_are_refused(
     family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +205,7 @@ def test_neurons_that_do_not_write_what_their_w_out_says_are_refused(
     check_hooked(model)
     monkeypatch.setattr(checks, "_TESTED", WeakSet())
     mlp = model.blocks[2].mlp
-    writer = mlp.out if family == "opt" else mlp  # the bridge of OPT has no MLP that is run as a whole
+    writer = mlp.out.original_component if family == "opt" else mlp  # a bridge of OPT has no MLP that is run as a whole
     writer.register_forward_hook(lambda _module, _args, output: 2 * output)
     with pytest.raises(ModelError, match=rf"{family} has no dense MLP .*blocks\.2\.mlp\.hook_post .* its W_out multiplies"):
         check_hooked(model)
@@ -424,6 +424,7 @@ def test_a_model_that_reads_later_tokens_is_refused(tmp_path: Path, model_of: Ca
         check_hooked(both)
 
 
+@pytest.mark.transformer_lens_3  # the bridges of 4.x run it
 def test_what_fails_while_a_model_is_checked_is_a_model_error(tmp_path: Path) -> None:
     opt = transformers.OPTConfig(
         hidden_size=32, num_hidden_layers=2, ffn_dim=48, num_attention_heads=4, vocab_size=320,
@@ -431,6 +432,9 @@ def test_what_fails_while_a_model_is_checked_is_a_model_error(tmp_path: Path) ->
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"(cannot be run|cannot take|has no dense MLP|other logits)"):
         load_model(save_tiny("opt-350m", tmp_path / "opt", opt), device="cpu")
+
+
+def test_a_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
     dbrx = {"model_type": "dbrx", "architectures": ["DbrxForCausalLM"], "ffn_config": {"moe_num_experts": 4}}
     folder = tmp_path / "dbrx"
     folder.mkdir()

@@ -47,14 +47,14 @@ def p_right(model: Any) -> float:
 def test_exact_ablation_is_the_effect_of_the_intervention(model_of: Callable[[str], Any]) -> None:
     for family in ("llama", "gpt2", "opt"):
         model = model_of(family)
-        scores = score("ablation", model, PROMPT)
+        scores = score(model, PROMPT, "ablation")
         untouched = p_right(model)
         for layer, index in ((0, 5), (1, 47), (2, 0)):
             with suppress(model, Neuron(layer, index)):
                 assert scores[layer, index].item() == pytest.approx(untouched - p_right(model), abs=1e-6)
     asked = Asked(model_of("llama"), PROMPT, option_tokens(model_of("llama"), PROMPT.text))
     few = ablate_each(asked, NeuronSet.of((2, 0), (0, 5)))
-    everything = score("ablation", model_of("llama"), PROMPT)
+    everything = score(model_of("llama"), PROMPT, "ablation")
     assert torch.allclose(few, torch.stack([everything[2, 0], everything[0, 5]]), atol=1e-7)
 
 
@@ -63,8 +63,8 @@ def test_activation_is_what_w_out_multiplies(model_of: Callable[[str], Any]) -> 
     _, cache = model.run_with_cache(to_tokens(model, PROMPT.text)[None])
     posts = cache["blocks.1.mlp.hook_post"][0, -1]
     assert (posts < 0).any()
-    assert torch.equal(score("activation", model, PROMPT)[1], posts)
-    assert torch.equal(score("activation-absolute", model, PROMPT)[1], posts.abs())
+    assert torch.equal(score(model, PROMPT, "activation")[1], posts)
+    assert torch.equal(score(model, PROMPT, "activation-absolute")[1], posts.abs())
 
 
 def test_gradient_times_activation_by_autograd(model_of: Callable[[str], Any]) -> None:
@@ -80,7 +80,7 @@ def test_gradient_times_activation_by_autograd(model_of: Callable[[str], Any]) -
         logits[0, -1].softmax(-1)[option_tokens(model, PROMPT.text).id_of("B")].backward()
     assert kept["post"].grad is not None
     wanted = (kept["post"] * kept["post"].grad)[0, -1].detach()
-    assert torch.allclose(score("gradient", model, PROMPT)[layer], wanted, atol=1e-7)
+    assert torch.allclose(score(model, PROMPT, "gradient")[layer], wanted, atol=1e-7)
 
 
 def test_log_probability_increase_by_hand(model_of: Callable[[str], Any]) -> None:
@@ -93,7 +93,7 @@ def test_log_probability_increase_by_hand(model_of: Callable[[str], Any]) -> Non
     def log_p(resid: torch.Tensor) -> float:
         return model.unembed(model.ln_final(resid[None, None]))[0, 0].log_softmax(-1)[token].item()
 
-    found = score("log-probability", model, PROMPT)[layer, index].item()
+    found = score(model, PROMPT, "log-probability")[layer, index].item()
     assert found == pytest.approx(log_p(before + added) - log_p(before), abs=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_contrastive_scores_sum_to_the_change_of_the_margin(model_of: Callable[[
         logs = model(to_tokens(model, PROMPT.text)[None])[0, -1].log_softmax(-1)[list(letters.ids)]
         return (logs[1] - logs[[0, 2, 3]].max()).item()
 
-    scores, whole = score("contrastive", model, PROMPT), margin()
+    scores, whole = score(model, PROMPT, "contrastive"), margin()
     with suppress(model, [Neuron(2, i) for i in range(48)]):
         assert scores[2].sum().item() == pytest.approx(whole - margin(), rel=0.15)
 
@@ -115,13 +115,13 @@ def test_scores_that_cannot_be_are_refused(model_of: Callable[[str], Any]) -> No
     with pytest.raises(
         ValueError, match="unknown scoring function 'qrnca'; there are random, activation, activation-absolute, ablation"
     ):
-        score("qrnca", model_of("llama"), PROMPT)
+        score(model_of("llama"), PROMPT, "qrnca")
     register("flat", "Flat", "a user")(lambda asked: torch.ones(1, 1))
     with pytest.raises(AttributionError, match=r"flat: scores of shape \(1, 1\)"):
-        score("flat", model_of("llama"), PROMPT)
+        score(model_of("llama"), PROMPT, "flat")
     register("hole", "Hole", "a user")(lambda asked: torch.full((3, 48), float("nan")))
     with pytest.raises(AttributionError, match="hole: NaN or infinite scores for the prompt 'Which"):
-        score("hole", model_of("llama"), PROMPT)
+        score(model_of("llama"), PROMPT, "hole")
 
 
 def test_restricting_to_some_queries_computes_ica_anew() -> None:
@@ -141,7 +141,7 @@ def top_scores(key: str, evidence: Evidence) -> Sets:
     """As many of the highest scores as QRNCA has neurons, literally."""
     found = {}
     for query in evidence.queries:
-        total = torch.stack([score(key, evidence.model, prompt) for prompt in query.prompts]).sum(0)
+        total = torch.stack([score(evidence.model, prompt, key) for prompt in query.prompts]).sum(0)
         flat = total.flatten().topk(len(evidence.located.for_query(query.id))).indices.tolist()
         found[query.id] = NeuronSet.of(*[divmod(i, total.shape[1]) for i in flat])
     return found

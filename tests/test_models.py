@@ -202,7 +202,7 @@ def test_nan_in_a_weight_is_named_and_answers_nothing(
         lambda: read_edited(model, [short_queries["q0"].prompts[0].text], [[]], [lambda logits: logits]),
         lambda: edit_effects(model, short_queries, {"m": {"q0": NeuronSet.of((0, 1))}}),
         lambda: neutral_loss(model, {"q0": NeuronSet.of((0, 1))}, 0.0, "Which letter is right?"),
-        lambda: score("log-probability", model, short_queries["q0"].prompts[0]),
+        lambda: score(model, short_queries["q0"].prompts[0], "log-probability"),
     ]
     for call in ask:
         with pytest.raises(

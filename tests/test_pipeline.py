@@ -14,6 +14,7 @@ import pytest
 import torch
 from runs import CONFIG, LONG, failing, same
 
+from qrnca_lens.attribution import letters
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.models import BusyModelError, ModelError
@@ -139,8 +140,8 @@ def test_an_unforeseen_error_while_the_letters_are_found(
 ) -> None:
     model, real, bad = model_of("llama"), pipeline.option_tokens, {short_queries["q5"].prompts[2].text}
 
-    def option_tokens(model: Any, prompt: str) -> Any:
-        if prompt in bad:
+    def option_tokens(model: Any, prompt: Prompt) -> Any:
+        if prompt.text in bad:
             raise torch.OutOfMemoryError("no memory")
         return real(model, prompt)
 
@@ -150,6 +151,34 @@ def test_an_unforeseen_error_while_the_letters_are_found(
     bad |= {prompt.text for query in short_queries for prompt in query.prompts}
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
         locate(model, short_queries, CONFIG, progress=False)
+
+
+def test_the_letters_of_all_prompts_are_read_together(
+    model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails is told as if each had been read by itself."""
+    model, read, real, bad = model_of("llama"), [], letters.last_positions, set()
+
+    def last_positions(model: Any, texts: list[str], *given: Any, **named: Any) -> Any:
+        read.append(len(texts))
+        if bad & set(texts):
+            raise torch.OutOfMemoryError("no memory")
+        return real(model, texts, *given, **named)
+
+    monkeypatch.setattr(letters, "last_positions", last_positions)
+
+    def new(mark: str) -> QuerySet:
+        asked = (LONG, *short_queries)
+        return QuerySet(tuple(replace(q, prompts=tuple(replace(p, text=mark + p.text) for p in q.prompts)) for q in asked))
+
+    found = pipeline.check_prompts(model, new("a"))
+    assert read == [37] and [failure.query for failure in found.failed] == ["long"]
+    queries = new("b")
+    bad.add(queries["q5"].prompts[1].text)
+    found = pipeline.check_prompts(model, queries)
+    assert read[1:3] == [37, 1]
+    assert [(f.query, f.prompt, f.reason[:16]) for f in found.failed][1:] == [("q5", 1, "OutOfMemoryError")]
+    assert [*found.letters] == [query.id for query in short_queries if query.id != "q5"]
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, BusyModelError, TypeError])

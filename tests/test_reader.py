@@ -116,10 +116,10 @@ def test_the_letters_after_a_prompt_are_those_after_the_whole_of_it(make: Callab
     def check(prompt: str) -> None:
         wanted = letters_after(tokenizer, prompt, plain_ids(tokenizer, prompt), LETTERS)
         if wanted:
-            assert reader.options(prompt) == wanted
+            assert reader.options(prompt, LETTERS) == wanted
         else:
             with pytest.raises(ModelError, match="are not single tokens after the prompt"):
-                reader.options(prompt)
+                reader.options(prompt, LETTERS)
 
     for prompt in ("a\n:", "ax\n:", "aax\n:", "xx\nx\n:", ":\nAnswer:"):
         check.hypothesis.inner_test(prompt)  # the line break joined to what stands before it, and not
@@ -132,7 +132,7 @@ def test_only_a_tokenizer_that_merges_is_asked_after_the_last_line(
 ) -> None:
     model = Bare(make())
     seen = counted(model, monkeypatch)
-    reader_of(model).options("a\n:")
+    reader_of(model).options("a\n:", LETTERS)
     assert ("a\n: A" in seen) is whole
 
 
@@ -262,7 +262,7 @@ def test_no_other_place_reads_texts_or_spells_the_letters() -> None:
     root = Path(qrnca_lens.__file__).parent
     reads, spells = (
         re.compile(r"\btokenizer(\.encode)?\(|\.to_tokens\("),
-        re.compile(r"""\bLETTERS\.index|ABCD|(['"])A\1, \1B"""),
+        re.compile(r"""\bLETTERS(\.index|\[)|len\(LETTERS|ABCD|(['"])A\2, \2B"""),
     )
     there = {
         path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*") if path.suffix in (".py", ".js")

@@ -20,6 +20,7 @@ from qrnca_lens.engine.hooks import Hook
 from qrnca_lens.methods import score
 from qrnca_lens.models import HookedModel, ModelError, load_model, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
+from qrnca_lens.readout.activity import activations
 from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens
@@ -71,7 +72,7 @@ def run(model: Any, family: str, layer: int, hooks: list[Hook], *, hold_end: boo
 def test_log_probability_is_what_setting_the_neuron_does_in_the_last_layer(
     family: str, read_of: Callable[[str], HookedModel]
 ) -> None:
-    model, scores = read_of(family), score("log-probability", read_of(family), PROMPT)
+    model, scores = read_of(family), score(read_of(family), PROMPT, "log-probability")
     token = option_tokens(model, PROMPT.text).id_of("B")
     without, _ = run(model, family, 2, [("blocks.2.mlp.hook_post", only([]))])
     for index in scores[2].abs().topk(3).indices.tolist():
@@ -167,11 +168,11 @@ def test_what_cannot_be_read_is_refused(model_of: Callable[[str], Any], folder_o
         model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda out, hook: 2 * out)]),
         pytest.raises(ModelError, match=r"layer 1 of llama: its MLP's output and the norm after it do not add up"),
     ):
-        score("log-probability", model, PROMPT)
+        score(model, PROMPT, "log-probability")
     other = load_model(folder_of("granite"), device="cpu")
     other.blocks[0].residual_contribution_scale = 0.7
     with pytest.raises(ModelError, match="layer 0 of granite: its MLP's output"):
-        score("log-probability", other, PROMPT)
+        score(other, PROMPT, "log-probability")
     other = TransformerBridge.boot_transformers(str(folder_of("cohere")), device="cpu")
     other.cfg.logit_scale = 1.0
     with pytest.raises(ModelError, match="cohere: final norm, unembedding and what is known to follow them"):
@@ -188,6 +189,21 @@ def test_a_model_without_a_final_norm_is_refused(model_of: Callable[[str], Any])
     )
     model.tokenizer, model.cfg.tokenizer_prepends_bos = model_of("gpt2").tokenizer, False
     assert attribute(model, PROMPT.text, " A", steps=2).probability > 0
-    for read in (lambda: promoted_tokens(model, Neuron(1, 3)), lambda: score("log-probability", model, PROMPT)):
+    for read in (lambda: promoted_tokens(model, Neuron(1, 3)), lambda: score(model, PROMPT, "log-probability")):
         with pytest.raises(ModelError, match="has no final norm, so no residual stream of it can be read as logits"):
             read()
+
+
+def test_activations_are_what_w_out_multiplies(model_of: Callable[[str], Any], unchecked: None) -> None:
+    model, prompts = model_of("llama"), [PROMPT, Prompt("Which letter is it?\nA longer one:", "A")]
+    found = activations(model, prompts, NeuronSet.of((2, 5), (0, 9), (2, 1)))
+    assert [*found.columns] == [(2, 5), (0, 9), (2, 1)] and found.columns.names == ["layer", "neuron"]
+    for row, prompt in enumerate(prompts):
+        _, cache = model.run_with_cache(to_tokens(model, prompt.text)[None])
+        wanted = [cache[f"blocks.{layer}.mlp.hook_post"][0, -1, index].item() for layer, index in found.columns]
+        assert found.loc[row].tolist() == pytest.approx(wanted, abs=1e-5)
+    assert activations(model, prompts, Neuron(1, 3)).shape == (2, 1) and activations(model, [], Neuron(1, 3)).shape == (0, 1)
+    with pytest.raises(TypeError, match=r"expected a list of Prompt.*query\.prompts"):
+        activations(model, [PROMPT.text], Neuron(1, 3))  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"neuron L9\.N0 is outside the model"):
+        activations(model, prompts, Neuron(9, 0))

@@ -67,7 +67,7 @@ def test_many_prompts_are_refined_as_each_alone(bent: Any) -> None:
         assert torch.allclose(found.completeness_gap, alone.completeness_gap, atol=1e-6)
 
 
-@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize("positions", ["last", pytest.param("all", marks=pytest.mark.transformer_lens_3)])
 def test_rows_in_groups_of_layers_and_the_plain_path_do_the_same(bent: Any, positions: Any) -> None:
     task = PathTask(bent, "up", quadrature("auto", 10))
     asks = [
@@ -84,6 +84,7 @@ def test_rows_in_groups_of_layers_and_the_plain_path_do_the_same(bent: Any, posi
             assert found.drift.max() < 1e-4
 
 
+@pytest.mark.transformer_lens_3  # a bridge's rounding of one node differs between batches, so that the jump can get lost
 def test_a_jump_stops_at_the_maximum_and_is_told(model_of: Callable[[str], Any]) -> None:
     """An objective with a jump and no slope: no number of nodes makes the scores add up."""
     model = model_of("llama")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.store import RunError, write_table
-from qrnca_lens.data import Prompt, Query, QuerySet, save_queries
+from qrnca_lens.data import Prompt, Query, QuerySet, load_queries, save_queries
 from qrnca_lens.methods import METHODS, register
 from qrnca_lens.methods.activation import activation_scores
 from qrnca_lens.models import ModelError
@@ -26,6 +26,7 @@ from qrnca_lens.runs.pipeline import FailedQueriesWarning
 from qrnca_lens.study import Reproduction, Subject, reproduce, subject
 from qrnca_lens.study.report import write_report
 from qrnca_lens.study.reproduction import Results, Sample
+from qrnca_lens.study.subjects import readable
 from qrnca_lens.study.tables import as_json, table4, table6
 
 SMALL = Sample(extended=1, collateral=1, permutations=20, draws=3, probe_draws=1)
@@ -261,6 +262,39 @@ def test_what_else_is_refused_before_computing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda one, queries: one, r"subjects is a list, such as \[subject\('domains'\)\], not Subject"),
+        (lambda one, queries: "domains", "subjects is a list, .* not 'domains'"),
+        (lambda one, queries: [one, "domains"], "a list of Subject; make one with .* not 'domains'"),
+        (lambda one, queries: [queries], "a list of Subject; .* not QuerySet"),
+        (lambda one, queries: [replace(one, queries="domains")], "expected a QuerySet, found str"),
+        (lambda one, queries: [replace(one, renderings=queries)], "expected a QuerySet, found Query"),
+        (lambda one, queries: [subject(5)], "a shipped name, such as 'domains', or a file, not of 5"),
+        (lambda one, queries: [subject(["domains"])], r"or a file, not of \['domains'\]"),
+    ],
+)
+def test_what_is_no_list_of_subjects_is_refused_before_computing(
+    given: Callable[..., Any],
+    message: str,
+    model_of: Callable[[str], Any],
+    short_queries: QuerySet,
+    tmp_path: Path,
+    unchecked: None,
+) -> None:
+    one = Subject("a", short_queries, (short_queries,))
+    with pytest.raises(TypeError, match=message):
+        reproduce(model_of("llama"), given(one, short_queries), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_subjects_name_leaves_room_for_those_of_its_figures(short_queries: QuerySet) -> None:
+    assert Subject("a" * 187, short_queries, ()).name == "a" * 187
+    with pytest.raises(ValueError, match=r"called 'a+': its figures' files have longer names; rename it"):
+        Subject("a" * 188, short_queries, ())
+
+
 def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
 ) -> None:
@@ -317,6 +351,10 @@ def test_subjects() -> None:
     assert len({tuple(p.text for q in queries for p in q.prompts) for queries in rendered}) == 5
     assert [q.id for q in domains.fresh] == [q.id for q in domains.held_out] == [q.id for q in domains.queries]
     assert {p.template for q in domains.held_out for p in q.prompts} == {"en-held-out"}
+    assert domains.queries.queries in {rendering.queries for rendering in domains.renderings}
+    other = subject("domains", per_group=3, seed=1)
+    assert other.queries.queries == load_queries("atlas/domains", seed=1).sample(3, 1).queries
+    assert {query.id for query in other.queries} != {query.id for query in domains.queries}
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -328,3 +366,17 @@ def test_rendered_queries_have_no_unseen_prompts(known: bool, tmp_path: Path) ->
     save_queries(queries, tmp_path / "mine.jsonl")
     found = subject(str(tmp_path / "mine.jsonl"))
     assert (found.queries.fingerprint, found.fresh, found.held_out) == (queries.fingerprint, None, None)
+
+
+def test_letters_count_in_the_half_that_is_fitted_on(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path
+) -> None:
+    fitted = {query.id for query in short_queries.split(0.5, 0)[0]}
+    queries = tuple(one if one.id not in fitted else one_letter(QuerySet((one,))).queries[0] for one in short_queries)
+    with pytest.raises(ValueError, match="'a': the right letter is C in all prompts of group 'g0'"):
+        reproduce(model_of("llama"), [Subject("a", QuerySet(queries), (QuerySet(queries),))], tmp_path, progress=False)
+
+
+def test_a_query_is_readable_where_all_its_prompts_are(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
+    assert len(LONG.prompts) == 2  # one that fits, one that does not
+    assert readable(model_of("llama"), QuerySet((LONG, *short_queries))).queries == short_queries.queries

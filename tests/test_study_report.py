@@ -101,8 +101,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, str,
         ],
         ignore_index=True,
     )
-    others = pd.DataFrame({"query": ["a", "b"] * 2, "p_after": [0.25, 0.75, 0.125, 0.375], "factor": [0.0, 0.0, 2.0, 2.0]})
-    loss = others.rename(columns={"p_after": "loss_after"}).assign(loss_after=[1.0, 2.0, 3.0, 5.0])
+    p, factors = [0.25, 0.25, 1.0, 0.125, 0.125, 0.5], [0.0] * 3 + [2.0] * 3
+    others = pd.DataFrame({"query": [*"abc"] * 2, "p_after": p, "factor": factors})
+    loss = others.rename(columns={"p_after": "loss_after"}).assign(loss_after=[1.0, 1.0, 2.5, 3.0, 3.0, 6.0])
     tokens = pd.DataFrame({"kind": ["common"], "rank": [1], "promoted": ["▁A"]})
     numbers = (3, 5, 8, 0.625, 0.3, 0.9, 20, 0.5, 0.4, 0.6, 0.05, 0.05)
     prediction = pd.DataFrame([("x", "QR neurons", "probe", "all", *numbers)], columns=PREDICTION_COLUMNS)
@@ -112,6 +113,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, str,
     kinds = pd.DataFrame([("option letters", 1, 1, 3, 1 / 3, 0.1, 0.01, 0.25, 0.75)], columns=KIND_COLUMNS)
     frames = (found, beyond, others, loss, tokens, prediction, sizes, unseen, kinds)
     tables = {name: Results(of_set, *frames, permutation_tests(of_set, 9, 0)) for name, of_set in located.items()}
+    tables["languages"] = replace(tables["languages"], tokens=tokens.assign(promoted="▁B"))
     folder, about = tmp_path_factory.mktemp("report"), {"sample": {"permutations": 9}, "seed": 0}
     made = Reproduction(folder, "a model", tables, about)
     text = write_report(made).read_text("utf-8")
@@ -122,9 +124,15 @@ def test_a_report_has_every_figure_as_a_page_and_as_json(report: tuple[Reproduct
     study, text, record = report
     keys = {f"{n}-{key}" for n in study.results for key in ("figure2a", "figure2b", "figure3-4", "figure5", "significance")}
     assert {key.removeprefix("figures/") for key in record if key.startswith("figures/")} == keys
+    longest = max((key.split("-", 1)[1] for key in keys), key=len)
+    assert longest == "significance"  # a subject's name leaves room for it
     for key in keys:
         assert (study.folder / record[f"figures/{key}"]).is_file() and f"<h2>{key}</h2>" in text
-        assert (study.folder / "figures" / f"{key}.html").is_file()
+        page = (study.folder / "figures" / f"{key}.html").read_text("utf-8")
+        shown = json.loads((study.folder / "figures" / f"{key}.json").read_text("utf-8"))
+        kinds = {"figure2a": "heatmap", "figure2b": "scatter", "figure3-4": "bar", "figure5": "heatmap"}
+        assert shown["data"][0]["type"] == kinds.get(key.split("-", 1)[1], "scatter")
+        assert f"<h2>{key}</h2>" in page and page.count(shown["layout"]["title"]["text"]) >= 1
     changes = json.loads((study.folder / "figures" / "domains-figure3-4.json").read_text("utf-8"))
     bars = [np.round(values(bar["y"]), 6).tolist() for bar in changes["data"]]
     assert bars == [[-40, -60], [-10, -20], [0, 0], [20, 60], [0, 0], [0, 0]]
@@ -143,8 +151,9 @@ def test_a_report_tells_the_permutation_tests_apart(report: tuple[Reproduction, 
         for key, test in (("overlap", overlap_test), ("concentration", concentration_test), ("layers", layer_test)):
             wanted = test(result.located, permutations=9)
             found = pd.DataFrame(record["significance"][name][key])
-            assert found["statistic"].tolist() == wanted["statistic"].tolist()
-            assert found["observed"].astype(float).tolist() == pytest.approx(wanted["observed"].tolist(), nan_ok=True)
+            pd.testing.assert_frame_equal(found[["group", "statistic"]], wanted[["group", "statistic"]])
+            for column in wanted.columns.drop(["group", "statistic"]):
+                assert found[column].astype(float).tolist() == pytest.approx(wanted[column].tolist(), nan_ok=True)
             assert len(wanted["statistic"].unique()) == 1
             part = text.split(f"<h2>Is a region real? {name}: {key}</h2>")[1].split("</section>")[0]
             assert wanted["statistic"][0].replace("'", "&#x27;") in part
@@ -153,7 +162,7 @@ def test_a_report_tells_the_permutation_tests_apart(report: tuple[Reproduction, 
 
 
 def test_a_report_has_the_means_of_the_collateral(report: tuple[Reproduction, str, dict[str, Any]]) -> None:
-    """Over the two edited queries: P 0.5 at factor 0 and 0.25 at 2, a loss of 1.5 and 4."""
+    """Over the three edited queries: P 0.5 at factor 0 and 0.25 at 2, a loss of 1.5 and 4."""
     for title, means in (("on other queries", ("0.5", "0.25")), ("on a neutral text", ("1.5", "4"))):
         part = report[1].split(f"<h2>Collateral {title}, languages</h2>")[1].split("</section>")[0]
         assert f"<td>0</td><td>{means[0]}</td></tr><tr><td>2</td><td>{means[1]}</td>" in part
@@ -169,7 +178,8 @@ def test_a_report_has_every_table(report: tuple[Reproduction, str, dict[str, Any
         "Edits on prompts that had no part in detection": "<td>suppress</td><td>held-out</td><td>2</td>",
         "Table 6 at the methods&#x27; own sizes": "<td>QRNCA without ICA</td>",
         "Table 4, methods beyond the paper": "<td>Random, same layers</td><td>domains</td>",
-        "Table 5: promoted tokens, languages": "<td>▁A</td>",
+        "Table 5: promoted tokens, domains": "<td>▁A</td>",
+        "Table 5: promoted tokens, languages": "<td>▁B</td>",
         "Table 6: edit success": "<td>0 / 4</td>",
         "Table 6, methods beyond the paper": "<td>Random, same layers</td>",
         "Table 7: neuron-based prediction": "<td>0.625</td>",

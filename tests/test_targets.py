@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrnca_lens.attribution.letters import letter_probabilities, option_tokens
-from qrnca_lens.attribution.targets import Choice, Continuation, OneToken, Target, target_of
+from qrnca_lens.attribution.letters import letter_probabilities, option_tokens, target_of
+from qrnca_lens.attribution.targets import Choice, Continuation, OneToken, Target, is_right, likeliest
 from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.models import ModelError, OptionTokens, target_id, to_tokens
 
@@ -54,6 +54,16 @@ def test_the_options_of_a_choice() -> None:
     choice = Choice(OPTIONS, 1)
     assert choice.names == ("x", "y", "z")
     assert choice.probabilities(logits_of(ONE)).tolist() == pytest.approx(ONE[1:], rel=1e-6)
+
+
+def test_the_answer_from_the_options_probabilities() -> None:
+    """What tables keep gives the verdict of the target; of equal options the first is the answer."""
+    p = torch.tensor([[0.25, 0.5, 0.125], [0.125, 0.25, 0.25], [0.25, 0.125, 0.125]])
+    assert likeliest(p).tolist() == [1, 1, 0]
+    assert is_right(p, torch.tensor([1, 2, 0])).tolist() == [True, False, True]
+    logits = torch.cat([torch.ones(3, 1), p], dim=1).log()[:, None]
+    for right in range(3):
+        assert is_right(p, right).tolist() == Choice(OPTIONS, right).verdict(logits).tolist()
 
 
 def test_what_is_no_target_is_refused() -> None:

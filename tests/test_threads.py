@@ -54,8 +54,8 @@ def test_one_thread_suppresses_and_another_reads(family: str, model_of: Callable
 def test_attributions_and_scores_in_several_threads(family: str, model_of: Callable[[str], Any]) -> None:
     model = model_of(family)
     calls: list[Callable[[], torch.Tensor]] = [lambda p=p: attribute(model, p.text, " A", steps=2).scores for p in PROMPTS]
-    calls += [lambda p=p: score("log-probability", model, p) for p in PROMPTS]
-    calls += [lambda p=p: score("activation", model, p) for p in PROMPTS]
+    calls += [lambda p=p: score(model, p, "log-probability") for p in PROMPTS]
+    calls += [lambda p=p: score(model, p, "activation") for p in PROMPTS]
     wanted = [call() for call in calls]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda call: call(), calls))
@@ -72,7 +72,7 @@ def test_a_thread_that_would_wait_for_ever_is_told(
     calls: list[Callable[[], Any]] = [
         lambda: letter_probabilities(model, PROMPTS),
         lambda: attribute(model, PROMPTS[0].text, " A", steps=2),
-        lambda: score("ablation", model, PROMPTS[0]),
+        lambda: score(model, PROMPTS[0], "ablation"),
         lambda: suppress(model, CHOSEN).__enter__(),
     ]
     blocks: list[Callable[[], Any]] = [

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import qrnca_lens as ql
 from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
-from qrnca_lens.data import Prompt
+from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.models import ModelError, OptionTokens, load_model, reader_of, target_id, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig
 
@@ -42,9 +42,9 @@ class Bare:
         self.tokenizer, self.cfg = tokenizer, SimpleNamespace(d_vocab=len(tokenizer))
 
 
-def option_forms(tokenizer: Any, prompt: str, **letters: Any) -> tuple[OptionTokens, ...]:
+def option_forms(tokenizer: Any, prompt: str, letters: Sequence[str] = LETTERS) -> tuple[OptionTokens, ...]:
     model = Bare(tokenizer)
-    return reader_of(model).options(prompt, **letters)
+    return reader_of(model).options(prompt, letters)
 
 
 @pytest.mark.parametrize("space", ["", " "])
@@ -337,3 +337,19 @@ def test_answers_tell_how_much_the_letters_hold(model_of: Callable[[str], Any], 
     wanted = [option_tokens(model, prompt.text).mass for prompt in prompts]
     assert table["mass"].tolist() == pytest.approx(wanted, rel=1e-4)
     assert (table["probability"] <= table["mass"]).all()
+
+
+def test_the_letters_are_the_names_of_a_prompts_options(
+    model_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, four = model_of("llama"), Prompt("Which letter is it?\nAnswer:", "B")
+    wanted = letter_probabilities(model, [four])[:, 1:3]
+    monkeypatch.setattr(Prompt, "names", property(lambda self: ("B", "C") if "two" in self.template else LETTERS))
+    two = Prompt(four.text, "B", "two")
+    assert option_tokens(model, two).letters == ("B", "C")
+    assert torch.allclose(letter_probabilities(model, [two]), wanted)
+    found = answers(model, QuerySet((Query("q", "g", (two,)),))).iloc[0]
+    assert (found["answer"], found["right"]) == ("BC"[int(wanted.argmax())], int(wanted.argmax()) == 0)
+    assert found["probability"] == pytest.approx(wanted[0, 0].item()) and found["mass"] == pytest.approx(wanted.sum().item())
+    with pytest.raises(ValueError, match="have options B, C and A, B, C, D; ask for those with the same options together"):
+        letter_probabilities(model, [two, four])

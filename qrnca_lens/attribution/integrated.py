@@ -7,8 +7,9 @@ from typing import SupportsIndex, overload
 
 import torch
 
+from qrnca_lens.attribution.letters import target_of
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.attribution.targets import Continuation, Target, target_of
+from qrnca_lens.attribution.targets import Continuation, Target, check_target
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import whole_number
@@ -67,22 +68,26 @@ def attribute(
     """Score every MLP neuron for a target after a prompt (text or tokens).
 
     A target is a token string taken literally, a token id, or a value of `attribution.targets`: one token, a choice among
-    options, a continuation of several tokens (whose tokens but the last are run after the prompt; "last" is the prompt's).
+    options, a continuation of several tokens (whose tokens but the last are run after the prompt).
     One prompt and one target give one Attribution; a list of prompts with a target each gives a list, and the prompts run
     together. `rule`: "right" (the paper), "endpoints" (the authors' code), "gauss-legendre" or "auto", which begins with
     about `steps` nodes and takes more, up to 256, in those layers whose completeness gap is above 1 % of P(target) (and
     1e-5); the result says how many. `site`: see `models.sites`; None is the paper's choice for the model. `positions`: what
-    is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them.
+    is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them. For
+    a continuation "last" is the prompt's last position, while numbers count in all that is run, so that -1 is that of the
+    continuation's last token but one.
     Hooks that the model already carries stay active. Prompts run through the shared-prefix engine where its own check holds
     (each layer scaled by 1 must give the model's own logits), else on the plain path with a SlowPathWarning. Raises
-    ModelError for a target that is not one token, a site that the model lacks, a prompt that does not fit or a float16
-    model; ValueError for a rule, number of steps or positions that are none, or lists of different lengths;
-    AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
+    ModelError for a target that is not one token or is outside the vocabulary, a site that the model lacks, a prompt that
+    does not fit or a float16 model; ValueError for a rule, number of steps or positions that are none, or lists of different
+    lengths; AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
     asked_for, wanted = _pairs(prompts, targets)
     aims = [target if isinstance(target, Target) else target_of(model, target) for target in wanted]
+    for aim in aims:
+        check_target(model, aim)
     texts = [_with_continuation(model, prompt, aim) for prompt, aim in zip(asked_for, aims, strict=True)]
     objectives, reads = [aim.objective for aim in aims], [aim.reads for aim in aims]
     paths = integrate(model, texts, objectives, reads=reads, steps=steps, rule=rule, site=site, positions=positions)
@@ -91,7 +96,7 @@ def attribute(
     for prompt, aim, path in zip(asked_for, aims, paths, strict=True):
         gap = path.scores.sum(1) - (path.untouched - path.at_zero)
         about = (_text_of(model, prompt), aim.name, aim.ids, site, rule, steps, path.nodes)
-        found.append(Attribution(path.scores, path.untouched, gap, *about))
+        found.append(Attribution(path.scores, path.untouched, gap, *about, positions))
     return found[0] if one else found
 
 
@@ -136,7 +141,7 @@ def _by_size(asks: Sequence[Ask]) -> list[int]:
 def _budget(task: PathTask, asks: Sequence[Ask]) -> tuple[int, int | None]:
     """How many asks go together, and how many layers of each (None for all)."""
     lengths, width = [len(ask.tokens) for ask in asks], max((ask.width for ask in asks), default=1)
-    nodes = len(task.quadrature.nodes)
+    nodes = task.quadrature.to_begin_with
     layers = layers_at_once(task.model, max(lengths, default=1), nodes, width)
     return together(task.model, lengths, nodes, width), layers
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 
+from qrnca_lens.attribution.targets import Choice, OneToken, is_right, likeliest, token_probabilities
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import LETTERS, Prompt, QuerySet
 from qrnca_lens.data.query import check_query_set, texts_of
@@ -26,8 +27,8 @@ from qrnca_lens.models.reader import reader_of
 from qrnca_lens.models.single_tokens import OptionTokens
 
 ALMOST_NONE = 0.05  # four letters that hold less than this say little about the answer
-Asked: TypeAlias = tuple[str, tuple[int, ...]]
-"""A prompt's text and the tokens that the model makes of it."""
+Asked: TypeAlias = tuple[str, tuple[int, ...], tuple[str, ...]]
+"""A prompt's text, the tokens that the model makes of it, and what its options are called."""
 _DECIDED: WeakKeyDictionary[HookedModel, tuple[Written, dict[Asked, OptionTokens]]] = WeakKeyDictionary()
 
 
@@ -35,13 +36,15 @@ class LetterWarning(UserWarning):
     """The model hardly expects an option letter after a prompt, in whatever form."""
 
 
-def option_tokens(model: HookedModel, prompt: str) -> OptionTokens:
+def option_tokens(model: HookedModel, prompt: str | Prompt) -> OptionTokens:
     """The tokens that stand for the option letters after one prompt; see `options_of`."""
     return options_of(model, [prompt])[0]
 
 
-def options_of(model: HookedModel, prompts: Sequence[str], *, batch: int = 64) -> list[OptionTokens]:
+def options_of(model: HookedModel, prompts: Sequence[str | Prompt], *, batch: int = 64) -> list[OptionTokens]:
     """For each prompt the form of the letters, " A" or "A", to which the untouched model gives more probability.
+
+    The letters are the names of a Prompt's options, and A to D for a text.
 
     Scaled neurons and other hooks that are not permanent have no part in the choice, so it does not change under an edit. It
     is made once for a prompt, and anew when weights were written to. A LetterWarning tells of prompts after which the four
@@ -51,13 +54,26 @@ def options_of(model: HookedModel, prompts: Sequence[str], *, batch: int = 64) -
     check_hooked(model)
     known, asked = _known(model), _asked(model, prompts)
     new = [one for one in dict.fromkeys(asked) if one not in known]
-    for prompt, _ in new:
-        reader_of(model).options(prompt)
+    for prompt, _, names in new:
+        reader_of(model).options(prompt, names)
     if new:
         with exclusive(model), without_edits(model):
-            for rows, logits, _ in last_positions(model, [prompt for prompt, _ in new], NeuronSet(), batch=batch):
-                _decide(model, [new[i] for i in rows], logits.float().softmax(-1).cpu())
+            for rows, logits, _ in last_positions(model, [prompt for prompt, *_ in new], NeuronSet(), batch=batch):
+                _decide(model, [new[i] for i in rows], token_probabilities(logits).cpu())
     return [known[one] for one in asked]
+
+
+def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice:
+    """The target that something stands for: the options' choice of a prompt, the one token of a text or a token id.
+
+    Which tokens the options are is decided by `options_of`. Raises ModelError where options or text are no single
+    tokens or an id is outside the vocabulary, and what `options_of` raises.
+    """
+    if isinstance(asked, Prompt):
+        return Choice(option_tokens(model, asked), asked.right)
+    reader = reader_of(model)
+    token = reader.token(asked)
+    return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
 
 
 def decisions(options: Sequence[OptionTokens]) -> list[dict[str, Any]]:
@@ -83,7 +99,7 @@ def letter_probabilities(
 ) -> Float[torch.Tensor, "prompt letter"]:
     """P of each option letter (A, B, C, D) as the next token of each prompt, from a softmax over the whole vocabulary.
 
-    The letters are the tokens that `options_of` gives.
+    The letters are the tokens that `options_of` gives. ValueError for prompts with options of different names.
     """
     return letters_and_activations(model, prompts, NeuronSet(), batch=batch)[0]
 
@@ -96,12 +112,12 @@ def letters_and_activations(
     texts = texts_of(prompts)
     edited = is_edited(model)
     if edited:
-        options_of(model, texts, batch=batch)
-    known, asked = _known(model), _asked(model, texts)
-    p = torch.empty(len(prompts), len(LETTERS), dtype=torch.float32)
+        options_of(model, prompts, batch=batch)
+    known, asked = _known(model), _asked(model, prompts)
+    p = torch.empty(len(prompts), len(_names(prompts)), dtype=torch.float32)
     activations = torch.empty(len(prompts), len(neurons), dtype=torch.float32)
     for rows, logits, posts in last_positions(model, texts, neurons, batch=batch):
-        everything = logits.float().softmax(-1).cpu()
+        everything = token_probabilities(logits).cpu()
         if not edited:
             _decide(model, [asked[i] for i in rows], everything)
         p[rows] = everything.gather(1, torch.tensor([known[asked[i]].ids for i in rows]))
@@ -110,19 +126,19 @@ def letters_and_activations(
 
 
 def edited_letters(
-    model: HookedModel, prompts: Sequence[str], edits: Sequence[Sequence[Edit]], *, positions: Positions = "last"
+    model: HookedModel, prompts: Sequence[str | Prompt], edits: Sequence[Sequence[Edit]], *, positions: Positions = "last"
 ) -> list[Float[torch.Tensor, "row letter"]]:
     """P of each option letter after each prompt: row 0 untouched, then a row for each of the prompt's edits at `positions`.
 
     All prompts run together, each once for all its edits.
     """
     readings = [_letters_read(options.ids) for options in options_of(model, prompts)]
-    return read_edited(model, prompts, edits, readings, positions=positions)
+    return read_edited(model, [_text(prompt) for prompt in prompts], edits, readings, positions=positions)
 
 
 def _letters_read(ids: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
     chosen = list(ids)
-    return lambda logits: logits.float().softmax(-1)[:, chosen].cpu()
+    return lambda logits: token_probabilities(logits)[:, chosen].cpu()
 
 
 def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.DataFrame:
@@ -135,16 +151,30 @@ def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.Dat
     found = letter_probabilities(model, [prompt for _, prompt in asked], batch=batch)
     rows = []
     for (query, prompt), p in zip(asked, found, strict=True):
-        chosen = LETTERS[int(p.argmax())]
+        chosen, right = prompt.names[int(likeliest(p))], bool(is_right(p, prompt.right))
         mine = p[prompt.right].item()
-        right = chosen == prompt.letter
         rows.append((query.id, query.group, prompt.template, prompt.letter, chosen, right, mine, p.sum().item()))
     columns = ["query", "group", "template", "letter", "answer", "right", "probability", "mass"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _asked(model: HookedModel, prompts: Sequence[str]) -> list[Asked]:
-    return [(prompt, tuple(reader_of(model).tokens(prompt).tolist())) for prompt in prompts]
+def _asked(model: HookedModel, prompts: Sequence[str | Prompt]) -> list[Asked]:
+    names = [prompt.names if isinstance(prompt, Prompt) else LETTERS for prompt in prompts]
+    texts = [_text(prompt) for prompt in prompts]
+    return [(text, tuple(reader_of(model).tokens(text).tolist()), of) for text, of in zip(texts, names, strict=True)]
+
+
+def _text(prompt: str | Prompt) -> str:
+    return prompt.text if isinstance(prompt, Prompt) else prompt
+
+
+def _names(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """What the options of all the prompts are called, the columns of their table."""
+    different = list(dict.fromkeys(prompt.names for prompt in prompts)) or [LETTERS]
+    if len(different) > 1:
+        told = " and ".join(", ".join(names) for names in different[:2])
+        raise ValueError(f"the prompts have options {told}; ask for those with the same options together")
+    return different[0]
 
 
 def _known(model: HookedModel) -> dict[Asked, OptionTokens]:
@@ -164,7 +194,7 @@ def _decide(model: HookedModel, asked: Sequence[Asked], p: Float[torch.Tensor, "
     for one, row in zip(asked, p, strict=True):
         if one in known:
             continue
-        forms = reader_of(model).options(one[0])
+        forms = reader_of(model).options(one[0], one[2])
         masses = [row[list(form.ids)].sum().item() for form in forms]
         best = max(range(len(forms)), key=masses.__getitem__)  # the first, which the text suggests, where they are equal
         known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])

@@ -11,11 +11,14 @@ from qrnca_lens.core.rules import Rule, tolerated_gap
 from qrnca_lens.core.shapes import LayerCounts, LayerValues, Scores
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.core.values import whole_number
+from qrnca_lens.engine.asks import Positions
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Integrated gradients of P(target) for every MLP neuron at the last position, one layer scaled at a time.
+    """Integrated gradients of P(target) for every MLP neuron, one layer scaled at a time.
+
+    `positions` were scaled, "last" being the prompt's last one; the scores of a neuron are summed over them.
 
     `scores[layer, neuron]` and `completeness_gap[layer]` are in probability units. The gap is the sum of the layer's
     scores minus P(target) with the layer intact plus P(target) with the layer's site at 0: what the quadrature missed.
@@ -33,6 +36,7 @@ class Attribution:
     rule: Rule
     steps: int
     nodes: LayerCounts
+    positions: Positions = "last"
 
     @property
     def change(self) -> LayerValues:
@@ -69,10 +73,11 @@ class Attribution:
         gap = self.completeness_gap.abs().max().item()
         fewest, most = self.nodes.min().item(), self.nodes.max().item()
         took = f"{fewest} to {most}" if most > fewest else f"{most}"
+        at = "" if self.positions == "last" else f"positions={self.positions!r}, "
         rough = f" (above 1 % of P in {len(self.rough_layers)} layers)" if self.rough_layers else ""
         return (
             f"Attribution(target={self.target!r}, probability={self.probability:.4f}, {layers} layers x {neurons} neurons, "
-            f"site={self.site!r}, rule={self.rule!r}, steps={self.steps}, {took} nodes a layer, "
+            f"site={self.site!r}, {at}rule={self.rule!r}, steps={self.steps}, {took} nodes a layer, "
             f"largest completeness gap={gap:.2e}{rough})"
         )
 

@@ -2,20 +2,20 @@
 
 The objective, a probability, is what the engine attributes; the verdict, right or wrong, is what tables count. Both read
 logits [..., read, token]: those at the last `reads` positions of a text, in their order. Probabilities are softmaxes over
-the whole vocabulary, in float32.
+the whole vocabulary, in float32 (`token_probabilities`). Tables of multi-choice prompts keep the options' probabilities
+alone: `likeliest` and `is_right` read the answer and the verdict from them, as `Choice` does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, SupportsIndex, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from qrnca_lens.attribution.letters import option_tokens
-from qrnca_lens.data import Prompt
-from qrnca_lens.models import HookedModel, OptionTokens, reader_of
+from qrnca_lens.engine.asks import probability_of
+from qrnca_lens.models import HookedModel, ModelError, OptionTokens
 
 Logits: TypeAlias = Float[torch.Tensor, "*row read token"]
 """The logits of each row at the last positions that a target reads."""
@@ -73,7 +73,7 @@ class OneToken:
 
     def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
         """P(token)."""
-        return _probabilities(self, logits)[..., 0, self.id]
+        return probability_of(self.id)(_checked(self, logits))
 
     def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
         """Whether the token is the likeliest."""
@@ -124,7 +124,7 @@ class Choice:
 
     def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
         """Whether the right option is the likeliest."""
-        return self.probabilities(logits).argmax(-1) == self.right
+        return is_right(self.probabilities(logits), self.right)
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,35 @@ class Continuation:
         return (best == torch.tensor(self.ids, device=best.device)).all(-1)
 
 
-def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice:
-    """The target that something stands for: the options' choice of a prompt, the one token of a text or a token id.
+def token_probabilities(logits: Float[torch.Tensor, "*row token"]) -> Float[torch.Tensor, "*row token"]:
+    """P of every token of the vocabulary, in float32."""
+    return logits.float().softmax(-1)
 
-    Which tokens the options are is decided by `letters.options_of`. Raises ModelError where options or text are no single
-    tokens or an id is outside the vocabulary, and what `options_of` raises.
-    """
-    if isinstance(asked, Prompt):
-        return Choice(option_tokens(model, asked.text), asked.right)
-    reader = reader_of(model)
-    token = reader.token(asked)
-    return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
+
+def likeliest(options: Float[torch.Tensor, "*row option"]) -> Int[torch.Tensor, "*row"]:
+    """The answer: which option has the most probability, the first of equal ones."""
+    return options.argmax(-1)
+
+
+def is_right(options: Float[torch.Tensor, "*row option"], right: int | torch.Tensor) -> Bool[torch.Tensor, "*row"]:
+    """The verdict: whether option number `right` (one for all rows, or one for each) is the answer."""
+    return likeliest(options) == right
+
+
+def check_target(model: HookedModel, target: Target) -> None:
+    """ModelError for a target with a token outside the model's vocabulary."""
+    ids = target.options.ids if isinstance(target, Choice) else target.ids
+    size = model.cfg.d_vocab
+    wrong = [token for token in ids if not 0 <= token < size]
+    if wrong:
+        raise ModelError(
+            f"the target {target.name!r} has the token id {wrong[0]}; the vocabulary of {model.cfg.model_name} has {size} "
+            f"tokens, 0 to {size - 1}"
+        )
 
 
 def _probabilities(target: Target, logits: Logits) -> Float[torch.Tensor, "*row read token"]:
-    return _checked(target, logits).float().softmax(-1)
+    return token_probabilities(_checked(target, logits))
 
 
 def _checked(target: Target, logits: Logits) -> Logits:

@@ -48,9 +48,14 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 def demo(out: Out = Path("runs/demo")) -> None:
     """Locate the QR neurons of 72 questions on the shipped model and write a page that shows them."""
     with plain_errors():
-        from qrnca_lens.study.demo import run_demo
+        from qrnca_lens.core.store import run_place
+        from qrnca_lens.models import load_model
+        from qrnca_lens.study.demo import run_demo, to_locate
 
-        found = run_demo(out)
+        run_place(out)
+        loaded, asked = load_model("atlas"), to_locate()
+        _foretell(loaded, {asked.name: asked}, None, False)
+        found = run_demo(out, model=loaded)
     prompt = found.query.prompts[0]
     say(f"\nOne question, of median effect ({found.query.id}, {found.query.group})", style="bold")
     say(f"{prompt.text} {prompt.letter}\n")

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.core.values import whole_number
@@ -119,8 +121,13 @@ def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
     return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))
 
 
+def best_first(scores: Scores) -> tuple[Int[np.ndarray, " place"], Int[np.ndarray, " place"], Float[np.ndarray, " place"]]:
+    """Layer, neuron and score of all neurons by their scores. Ties go to the lower layer, then to the lower neuron."""
+    values, flat = scores.detach().flatten().sort(descending=True, stable=True)
+    layer, neuron = np.divmod(flat.cpu().numpy(), scores.shape[1])
+    return layer, neuron, values.to("cpu", torch.float64).numpy()
+
+
 def top_neurons(scores: Scores, k: int) -> pd.DataFrame:
-    """The `k` neurons with the highest scores (all, where there are fewer), best first: columns layer, neuron, score."""
-    values, flat = scores.flatten().topk(min(k, scores.numel()))
-    layers, neurons = torch.div(flat, scores.shape[1], rounding_mode="floor"), flat % scores.shape[1]
-    return pd.DataFrame({"layer": layers.cpu(), "neuron": neurons.cpu(), "score": values.double().cpu()})
+    """The first `k` neurons of `best_first` (all, where there are fewer): columns layer, neuron, score."""
+    return pd.DataFrame(dict(zip(("layer", "neuron", "score"), [part[:k] for part in best_first(scores)], strict=True)))

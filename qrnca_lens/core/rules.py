@@ -30,6 +30,11 @@ class Quadrature:
     panels: int = 1
     most: int = 0
 
+    @property
+    def to_begin_with(self) -> int:
+        """How many nodes a layer takes at first, which is also the most it takes at once."""
+        return self.panels * len(self.nodes)
+
     def room(self, taken: int) -> int:
         """How many panels may be halved once `taken` nodes are."""
         return max(0, (self.most - taken) // (2 * len(self.nodes)))

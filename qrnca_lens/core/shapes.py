@@ -19,7 +19,4 @@ Tokens = Int[Tensor, " position"]
 """The token ids of one prompt, special tokens included; made by `models.reader`."""
 
 Nodes = Float[Tensor, " step"]
-"""Quadrature nodes or weights on [0, 1], without unit; made by `attribution.quadrature`."""
-
-Activations = Float[Tensor, " neuron"]
-"""The activations of one MLP at the last position; made by `models.sites`."""
+"""Quadrature nodes or weights on [0, 1], without unit; made by `core.rules`."""

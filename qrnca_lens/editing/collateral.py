@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from qrnca_lens.attribution.letters import edited_letters
+from qrnca_lens.attribution.targets import is_right
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number
 from qrnca_lens.data import QuerySet
@@ -34,9 +35,9 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
     owners, factor = list(edited), number("factor", factor)
     right, p = [], []
     prompts, edits = [query.prompts[0] for query in queries], [(edited[owner], factor) for owner in owners]
-    found = edited_letters(model, [prompt.text for prompt in prompts], [edits] * len(prompts))
+    found = edited_letters(model, prompts, [edits] * len(prompts))
     for prompt, letters in zip(prompts, found, strict=True):
-        right.append(letters.argmax(1) == prompt.right)
+        right.append(is_right(letters, prompt.right))
         p.append(letters[:, prompt.right])
     rights, ps = torch.stack(right).double(), torch.stack(p).double()
     ids = [query.id for query in queries]

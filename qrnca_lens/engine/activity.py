@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.values import whole_number
+from qrnca_lens.engine.batches import in_batches
 from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.models.hooked import HookedModel, exclusive, is_hooked_transformer
@@ -24,7 +25,8 @@ def last_positions(
 ) -> Iterator[tuple[list[int], Float[torch.Tensor, "row token"], Float[torch.Tensor, "row neuron"]]]:
     """Read each prompt once: (positions in `texts`, logits after them, what W_out multiplies there), batch after batch.
 
-    The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded. ModelError for
+    The neurons stand by layer and index. Prompts of one length run together, so that nothing is padded, at most `batch` and
+    fewer where memory runs out. ModelError for
     logits or weights that are NaN or infinite.
     """
     batch = whole_number("batch", batch, at_least=1)
@@ -32,14 +34,19 @@ def last_positions(
     names = {site_hook(model, layer, "post"): indices for layer, indices in neurons.by_layer().items()}
     if texts:
         check_weights(model, texts[0])
-    for rows in batches_of_one_length(tokens, batch):
+
+    def read(rows: Sequence[int]) -> list[tuple[list[int], torch.Tensor, torch.Tensor]]:
         together = torch.stack([tokens[i] for i in rows])
         with torch.no_grad():
             logits, kept = last_logits(model, together, torch.ones_like(together), set(names))
         for i, row in zip(rows, logits[:, -1], strict=True):
             check_logits(model, texts[i], tokens[i], row)
         found = [kept[name][:, -1, indices] for name, indices in names.items()]
-        yield rows, logits[:, -1], torch.cat([logits.new_empty(len(rows), 0), *found], dim=1)
+        return [([*rows], logits[:, -1], torch.cat([logits.new_empty(len(rows), 0), *found], dim=1))]
+
+    for same in batches_of_one_length(tokens, max(1, len(tokens))):
+        for found in in_batches(same, batch, read):
+            yield from found
 
 
 def last_activations(
@@ -57,24 +64,29 @@ def token_activations(
 ) -> list[tuple[list[str], Float[torch.Tensor, " position"]]]:
     """For each prompt its tokens as texts, and what W_out multiplies for this neuron at each of them; float32.
 
-    The prompts run together, shorter ones filled up on the right, where a causal model's earlier positions see nothing.
+    The prompts run together (fewer where memory runs out), shorter ones filled up on the right, where a causal model's
+    earlier positions see nothing.
     """
     tokens = [to_tokens(model, text) for text in texts]
     if not tokens:
         return []
     name = site_hook(model, neuron.layer, "post")
-    rows, mask = right_padded(tokens)
-    with exclusive(model), torch.no_grad():
-        if is_hooked_transformer(model):
-            _, kept = model.run_with_cache(
-                rows, attention_mask=mask, names_filter=name, return_cache_object=False, stop_at_layer=neuron.layer + 1
-            )
-        else:
-            _, kept = last_logits(model, rows, mask, {name})
-    return [
-        (reader_of(model).pieces(ids), row[: len(ids), neuron.index].float().cpu())
-        for ids, row in zip(tokens, kept[name], strict=True)
-    ]
+
+    def read(some: Sequence[torch.Tensor]) -> list[tuple[list[str], torch.Tensor]]:
+        rows, mask = right_padded(some)
+        with exclusive(model), torch.no_grad():
+            if is_hooked_transformer(model):
+                _, kept = model.run_with_cache(
+                    rows, attention_mask=mask, names_filter=name, return_cache_object=False, stop_at_layer=neuron.layer + 1
+                )
+            else:
+                _, kept = last_logits(model, rows, mask, {name})
+        return [
+            (reader_of(model).pieces(ids), row[: len(ids), neuron.index].float().cpu())
+            for ids, row in zip(some, kept[name], strict=True)
+        ]
+
+    return [found for part in in_batches(tokens, len(tokens), read) for found in part]
 
 
 def right_padded(tokens: Sequence[torch.Tensor]) -> tuple[Rows, Rows]:

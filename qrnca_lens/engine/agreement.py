@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,6 +31,16 @@ def drift_of(rerun: torch.Tensor, untouched: torch.Tensor) -> torch.Tensor:
     differences = (rerun - untouched).abs().where(rerun != untouched, 0)  # a masked token's -inf stays -inf
     largest = untouched.abs().where(untouched.isfinite(), 0).amax(-1)
     return (differences.amax(-1) / largest.clamp_min(torch.finfo(torch.float32).tiny)).amax(-1)
+
+
+def gradients_of(
+    found: torch.Tensor, leaves: Sequence[torch.Tensor], slopes: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of `found` (or of its sum with weights `slopes`); 0 for leaves on which it does not depend, as behind a
+    hook that puts constants in."""
+    if not found.requires_grad:
+        return tuple(map(torch.zeros_like, leaves))
+    return torch.autograd.grad(found, leaves, slopes, allow_unused=True, materialize_grads=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from qrnca_lens.engine.attention import Geometry
 from qrnca_lens.models import HookedModel
-from qrnca_lens.models.sites import MIXED, RESID_PRE, VALUES, in_block, key_hook, query_hook
+from qrnca_lens.models.sites import MIXED, PATTERN, RESID_PRE, SCORES, VALUES, in_block, key_hook, query_hook
 
 
 class CannotCarryError(RuntimeError):
@@ -24,6 +24,23 @@ class HookedBlocks:
     def __init__(self, model: HookedModel) -> None:
         self.model = model
         self.layers = range(model.cfg.n_layers)
+
+    def check(self) -> None:
+        """CannotCarryError for hooks of others that rows do not meet as the model does."""
+        points = self.model.hook_dict
+        for layer in self.layers:
+            for name in (in_block(layer, what) for what in (SCORES, PATTERN)):
+                if points[name].fwd_hooks or points[name].bwd_hooks:
+                    raise CannotCarryError(f"there is a hook at {name}, and rows attend without it")
+            if points[in_block(layer, MIXED)].bwd_hooks:  # its gradient passes by
+                raise CannotCarryError(f"there is a backward hook at {in_block(layer, MIXED)}, and rows attend without it")
+        known = set(map(id, points.values()))
+        for name, module in self.model.named_modules():
+            if (module._forward_hooks or module._forward_pre_hooks) and id(module) not in known:
+                raise CannotCarryError(
+                    f"there is a hook of torch's on {name or 'the model itself'}, of which rows know nothing; hooks at hook "
+                    "points can be carried"
+                )
 
     def name(self, layer: int, what: str) -> str:
         """The hook point of "query", "key" (as attention uses them), "value", "mixed" or "resid" of one block."""

@@ -21,6 +21,7 @@ from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.blocks import CannotCarryError
 from qrnca_lens.engine.bridge_cache import Recorder, SharedPrefix, reading
 from qrnca_lens.engine.hooks import Hook, carries_hooks, with_hooks
+from qrnca_lens.engine.padding import passing_suffixes
 from qrnca_lens.models import HookedModel, site_hook
 from qrnca_lens.models.hooked import as_bridge
 
@@ -75,7 +76,9 @@ class BridgeTexts:
         options: dict[str, Any] = {"cache" if "cache" in known else "past_key_values": cache, "use_cache": True}
         if "logits_to_keep" in known and not whole:
             options["logits_to_keep"] = 1
-        return self.model(tokens[None], attention_mask=torch.ones_like(self._tokens[None]), **options)
+        length = len(self._tokens)
+        with passing_suffixes(self.model, [(length - len(tokens), length)]):
+            return self.model(tokens[None], attention_mask=torch.ones_like(self._tokens[None]), **options)
 
     def value(self, layer: int) -> Float[torch.Tensor, "ask suffix neuron"]:
         """The site's activations at the last position."""

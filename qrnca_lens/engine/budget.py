@@ -55,7 +55,8 @@ class Cost:
 def integral_cost(model: HookedModel, length: int, nodes: int, width: int, layers: int | None = None) -> Cost:
     """What `integral.integrate_by_rows` takes for prompts of `length` tokens with suffixes of `width`, above the model.
 
-    `nodes`: those of the rule with its ends (`Quadrature.with_ends`). `layers`: how many at once, None for all.
+    `nodes`: those that a layer takes at once (`Quadrature.to_begin_with`, of the rule with its ends). `layers`: how many at
+    once, None for all.
     """
     cfg, d_mlp, size = model.cfg, mlp_width(model), dtype_of(model).itemsize
     at_once: int = layers or cfg.n_layers

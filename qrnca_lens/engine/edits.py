@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -122,12 +122,20 @@ def _in_order(job: _Job, rows: torch.Tensor) -> torch.Tensor:
 
 def _scalings(model: HookedModel, jobs: Sequence[_Job], part: slice, chosen: torch.Tensor) -> list[Hook]:
     """Hooks that scale row r + 1 of every prompt by its edit r of this part; row 0 and rows past a prompt's edits rest."""
+    edits = [
+        (row * len(jobs) + i, job.edits[edit])
+        for i, job in enumerate(jobs)
+        for row, edit in enumerate(job.order[part], start=1)
+    ]
+    return _scaling_rows(model, edits, chosen)
+
+
+def _scaling_rows(model: HookedModel, edits: Iterable[tuple[int, Edit]], chosen: torch.Tensor) -> list[Hook]:
+    """Hooks that scale rows by an edit each, at the chosen positions."""
     entries: dict[int, list[tuple[int, list[int], float]]] = {}
-    for i, job in enumerate(jobs):
-        for row, edit in enumerate(job.order[part], start=1):
-            neurons, factor = job.edits[edit]
-            for layer, indices in neurons.by_layer().items():
-                entries.setdefault(layer, []).append((row * len(jobs) + i, indices, factor))
+    for row, (neurons, factor) in edits:
+        for layer, indices in neurons.by_layer().items():
+            entries.setdefault(layer, []).append((row, indices, factor))
     return [(site_hook(model, layer, "post"), _scaling(rows, chosen)) for layer, rows in entries.items()]
 
 
@@ -154,12 +162,8 @@ def _whole(model: HookedModel, job: _Job) -> torch.Tensor:
     found, size = [], max(1, min(_ROWS, _NUMBERS // max(len(tokens) * mlp_width(model), model.cfg.d_vocab)))
     for start in range(0, len(edits), size):
         part = edits[start : start + size]
-        entries: dict[int, list[tuple[int, list[int], float]]] = {}
-        for row, (neurons, factor) in enumerate(part):
-            for layer, indices in neurons.by_layer().items():
-                entries.setdefault(layer, []).append((row, indices, factor))
         batch = tokens.expand(len(part), -1)
-        with with_hooks(model, [(site_hook(model, k, "post"), _scaling(rows, chosen)) for k, rows in entries.items()]):
+        with with_hooks(model, _scaling_rows(model, enumerate(part), chosen)):
             logits, _ = last_logits(model, batch, torch.ones_like(batch))
         found.append(job.read(model, logits[:, -1]))
     return torch.cat(found)

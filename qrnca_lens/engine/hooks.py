@@ -24,8 +24,8 @@ def is_edited(model: HookedModel) -> bool:
 
 
 def carries_hooks(model: HookedModel) -> bool:
-    """Whether any forward hook is on the model, permanent ones included."""
-    return any(point.fwd_hooks for point in model.hook_dict.values())
+    """Whether any forward hook is on a hook point of the model, permanent ones and torch's own included."""
+    return any(point._forward_hooks or point._forward_pre_hooks for point in model.hook_dict.values())
 
 
 @contextmanager
@@ -47,13 +47,20 @@ def without_edits(model: HookedModel) -> Iterator[None]:
 
 
 @contextmanager
-def with_hooks(model: HookedModel, hooks: Sequence[Hook]) -> Iterator[None]:
+def with_hooks(model: HookedModel, hooks: Sequence[Hook], *, first: Sequence[Hook] = ()) -> Iterator[None]:
     """`exclusive`, with forward hooks that go away when the block ends, however it ends.
+
+    At their points the hooks `first`, one a point, run before those of others, the others after them.
 
     Another thread that runs the model all the same, past this package, meets a BusyModelError at the first of the hooks.
     """
-    with exclusive(model), model.hooks(fwd_hooks=[(name, _of_this_thread(model, hook)) for name, hook in hooks]):
-        yield
+    ours, before = ([(name, _of_this_thread(model, hook)) for name, hook in some] for some in (hooks, first))
+    with exclusive(model), model.hooks(fwd_hooks=before):
+        for name, _ in before:
+            point = model.hook_dict[name]
+            point._forward_hooks.move_to_end(point.fwd_hooks[-1].hook.id, last=False)
+        with model.hooks(fwd_hooks=ours):
+            yield
 
 
 def _of_this_thread(model: HookedModel, function: HookFunction) -> HookFunction:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
+from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only, gradients_of
 from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.bridge import BridgeTexts
 from qrnca_lens.engine.budget import LOGITS
@@ -67,7 +67,7 @@ def _layers(task: PathTask, texts: Texts | BridgeTexts, bounds: Mapping[int, Bou
     with gradients_for_leaves_only(task.model):
         final = run_rows(texts, dict(zip(layers, sizes, strict=True)), hooks)
         found, slopes, drift = _ends(texts, final.detach(), [end - 1 for end in accumulate(sizes)])
-        gradients = torch.autograd.grad(final, leaves, slopes)
+        gradients = gradients_of(final, leaves, slopes)
     weights = task.quadrature.weights.to(final.device)
     sums = {}
     for i, (layer, value, gradient, at) in enumerate(zip(layers, values, gradients, found.split(sizes, 1), strict=True)):
@@ -113,7 +113,7 @@ def _ends(
             end = final[part, i, reads].requires_grad_(True)
             logits = texts.finish(end)
             objective = ask.objective(logits)
-            (slopes[part, i, reads],) = torch.autograd.grad(objective.sum(), end)
+            (slopes[part, i, reads],) = gradients_of(objective.sum(), [end])
             found[i, part] = objective.detach()
             inside = [layer for layer, row in enumerate(whole) if start <= row < start + together]
             if inside:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
@@ -18,11 +18,34 @@ from qrnca_lens.models.hooked import HookedModel, as_bridge, is_hooked_transform
 _REMEDY = "pass attention_mask with the call, or scale at all positions"
 
 
+class _Suffixes(threading.local):
+    """What the engine passes in this thread: rows that are suffixes of prompts, (start, length of the prompt) of each."""
+
+    def __init__(self) -> None:
+        self.model: HookedModel | None = None
+        self.parts: Sequence[tuple[int, int]] = ()
+
+
+_SUFFIXES = _Suffixes()
+
+
+@contextmanager
+def passing_suffixes(model: HookedModel, parts: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """While the block runs, every row of the model's passes is a suffix of a prompt: row r that of number r modulo their
+    number, from its start to the length of the prompt; what lies behind that is padding."""
+    before = _SUFFIXES.model, _SUFFIXES.parts
+    _SUFFIXES.model, _SUFFIXES.parts = model, parts
+    try:
+        yield
+    finally:
+        _SUFFIXES.model, _SUFFIXES.parts = before
+
+
 class RowEnds(threading.local):
     """Where the rows begin and end of the pass that runs in this thread; made by `row_ends`."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, model: HookedModel) -> None:
+        self._model, self._tokenizer = model, model.tokenizer
         self.tokens: torch.Tensor | None = None
         self.mask: Any = None
         self.cached = False
@@ -38,6 +61,9 @@ class RowEnds(threading.local):
         that is not watched.
         """
         rows, length = values.shape[:2]
+        suffixes = self._suffixes(rows)
+        if suffixes:
+            return torch.tensor([size - 1 - start for start, size in suffixes], device=values.device)
         if length > 1 and not self.generating:
             if rows > 1 and not self.watched:
                 raise ValueError(
@@ -62,19 +88,34 @@ class RowEnds(threading.local):
         is not watched, and without a mask where a row may begin with padding.
         """
         rows, length = values.shape[:2]
+        suffixes = self._suffixes(rows)
+        if suffixes:
+            return _places(
+                (
+                    (row, place - start)
+                    for row, (start, size) in enumerate(suffixes)
+                    for place in chosen_positions(positions, size)
+                    if place >= start
+                ),
+                values.device,
+            )
         if self.generating or self.cached or not self.watched:
             raise ValueError(
                 "positions cannot be counted in `generate`, with a KV cache or in a part of the model; scale at 'last' or "
                 "'all' positions, or call the model itself with whole texts"
             )
         lasts, firsts = self.of(values).tolist(), self._firsts(rows, length)
-        found = [
+        found = (
             (row, first + place)
             for row, (first, last) in enumerate(zip(firsts, lasts, strict=True))
             for place in chosen_positions(positions, last - first + 1)
-        ]
-        row, place = torch.tensor(found, device=values.device).T
-        return row, place
+        )
+        return _places(found, values.device)
+
+    def _suffixes(self, rows: int) -> list[tuple[int, int]]:
+        """(start, length of the prompt) of each row, where the engine passes suffixes; else none."""
+        parts = _SUFFIXES.parts if _SUFFIXES.model is self._model else ()
+        return [*parts] * (rows // len(parts)) if parts else []
 
     def _firsts(self, rows: int, length: int) -> list[int]:
         """Where each row begins."""
@@ -88,7 +129,7 @@ class RowEnds(threading.local):
 @contextmanager
 def row_ends(model: HookedModel) -> Iterator[RowEnds]:
     """Watch the model's passes while the block runs, also those inside run_with_cache, run_with_hooks and generate."""
-    ends = RowEnds(model.tokenizer)
+    ends = RowEnds(model)
     with ExitStack() as stack:
         if is_hooked_transformer(model):
             stack.enter_context(_replaced(model, "forward", lambda forward: _watched(forward, ends, model)))
@@ -125,7 +166,12 @@ def _watched(forward: Callable[..., Any], ends: RowEnds, hooked: HookedModel | N
         given = signature.bind(*args, **kwargs).arguments
         ends.tokens = given.get("input_ids") if hooked is None else _tokens_of(hooked, given)
         ends.mask = given.get("attention_mask")
-        ends.cached = any(given.get(name) is not None for name in ("past_kv_cache", "past_key_values"))
+        caches = (
+            "past_kv_cache",
+            "past_key_values",
+            "cache",
+        )  # some models of transformers take the old name beside the new
+        ends.cached = any((given | kwargs).get(name) is not None for name in caches)
         ends.watched = True
         try:
             return forward(*args, **kwargs)
@@ -157,6 +203,11 @@ def _generating(generate: Callable[..., Any], ends: RowEnds) -> Callable[..., An
             ends.generating = before
 
     return watched
+
+
+def _places(found: Iterable[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    row, place = torch.tensor([*found], dtype=torch.long, device=device).reshape(-1, 2).T
+    return row, place
 
 
 def _by_mask(mask: Any, rows: int, length: int) -> torch.Tensor:

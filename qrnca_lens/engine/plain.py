@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only
+from qrnca_lens.engine.agreement import drift_of, gradients_for_leaves_only, gradients_of
 from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.hooks import with_hooks
 from qrnca_lens.engine.reading import last_logits
@@ -53,7 +53,7 @@ def _panels(task: PathTask, ask: Ask, name: str, value: torch.Tensor, untouched:
         batch = tokens.expand(len(scaled), -1)
         logits, _ = last_logits(model, batch, torch.ones_like(batch), reads=ask.reads)
         found = ask.objective(logits)
-        (gradient,) = torch.autograd.grad(found.sum(), scaled)
+        (gradient,) = gradients_of(found.sum(), [scaled])
     weights = task.quadrature.weights.to(tokens.device)
     slopes = (weights[:, None, None] * gradient.float().unflatten(0, (len(bounds), -1))).sum(1)
     widths = (bounds[..., 1] - bounds[..., 0]).to(slopes)

@@ -17,6 +17,7 @@ from qrnca_lens.engine.asks import Ask
 from qrnca_lens.engine.attention import mixed_values
 from qrnca_lens.engine.bridge import BridgeTexts
 from qrnca_lens.engine.hooks import Hook, with_hooks
+from qrnca_lens.engine.padding import passing_suffixes
 from qrnca_lens.engine.texts import Texts
 from qrnca_lens.models import HookedModel, is_hooked_transformer
 
@@ -47,9 +48,14 @@ def run_rows(
 def _through_blocks(texts: Texts, joining: Mapping[int, int], hooks: Sequence[Hook]) -> torch.Tensor:
     first, blocks = min(joining), texts.blocks
     layers = [layer for layer in texts.layers if layer >= first]
-    attending = [hook for layer in layers for hook in _attending(texts, layer)]
+    attention = [_attention(texts, layer) for layer in layers]
+    seeing = [hook for kept, _ in attention for hook in kept]
     rows = texts.resid(first).new_empty(0, texts.width, texts.resid(first).shape[-1])
-    with with_hooks(texts.model, [*attending, *hooks]):
+    parts = [(ask.start, len(ask.tokens)) for ask in texts.asks]
+    with (
+        passing_suffixes(texts.model, parts),
+        with_hooks(texts.model, [*seeing, *hooks], first=[attend for _, attend in attention]),
+    ):
         for layer in layers:
             if layer in joining:
                 new = texts.resid(layer).expand(joining[layer], -1, -1, -1).flatten(0, 1)
@@ -58,8 +64,9 @@ def _through_blocks(texts: Texts, joining: Mapping[int, int], hooks: Sequence[Ho
     return rows.unflatten(0, (-1, len(texts.asks)))
 
 
-def _attending(texts: Texts, layer: int) -> list[Hook]:
-    """The hooks by which the rows of one block attend to the cached texts."""
+def _attention(texts: Texts, layer: int) -> tuple[list[Hook], Hook]:
+    """The hooks by which the rows of one block attend to the cached texts: those that see its queries, keys and values, and
+    the one that puts in what they mix, before others' hooks there."""
     seen: dict[str, torch.Tensor] = {}
     names = {texts.blocks.name(layer, what): what for what in ("query", "key", "value")}
     geometry, prefix = texts.blocks.geometry(layer), texts.prefix(layer)
@@ -70,4 +77,4 @@ def _attending(texts: Texts, layer: int) -> list[Hook]:
     def attend(mixed: torch.Tensor, hook: Any) -> torch.Tensor:
         return mixed_values(seen.pop("query"), seen.pop("key"), seen.pop("value"), prefix, texts.starts, geometry)
 
-    return [*[(name, keep) for name in names], (texts.blocks.name(layer, "mixed"), attend)]
+    return [(name, keep) for name in names], (texts.blocks.name(layer, "mixed"), attend)

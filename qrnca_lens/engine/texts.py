@@ -27,7 +27,7 @@ from qrnca_lens.models import HookedModel, site_hook
 
 class Texts:
     """The cached texts of some asks in a HookedTransformer; suffixes have the length of the longest one, shorter ones end in
-    copies of their last position, which nothing before it sees.
+    copies of their last position, which nothing before it sees. CannotCarryError for hooks that rows do not meet.
 
     `logits[ask]`: the untouched model's at its `reads` last positions, [read, token].
     """
@@ -36,6 +36,7 @@ class Texts:
         self.model, self.asks = model, asks
         self.site: Site = site
         self.blocks = HookedBlocks(model)
+        self.blocks.check()
         self.layers = self.blocks.layers
         device = asks[0].tokens.device
         self.starts = torch.tensor([ask.start for ask in asks], device=device)
@@ -58,7 +59,8 @@ class Texts:
             tokens, mask = right_padded([self._texts[text] for text in texts])
             asks = [ask for ask, text in enumerate(self._text_of) if text in texts]
             inside = torch.tensor([texts.index(self._text_of[ask]) for ask in asks], device=tokens.device)
-            with with_hooks(self.model, self._keepers(asks, inside)):
+            keep, first = self._keepers(asks, inside)
+            with with_hooks(self.model, keep, first=first):
                 if alone:  # a text ends where each of its prompts ends
                     most = max(self.asks[ask].reads for ask in asks)
                     found, _ = last_logits(self.model, tokens, mask, reads=most)
@@ -70,8 +72,9 @@ class Texts:
         by_ask = dict(zip(order, finals, strict=True))
         self.logits = [by_ask[ask] if alone else self.blocks.finish(by_ask[ask][None])[0] for ask in range(len(self.asks))]
 
-    def _keepers(self, asks: Sequence[int], inside: torch.Tensor) -> list[Hook]:
-        """Hooks that keep keys and values whole, and the residual stream and the site at the suffixes of these asks."""
+    def _keepers(self, asks: Sequence[int], inside: torch.Tensor) -> tuple[list[Hook], list[Hook]]:
+        """Hooks that keep keys and values whole and the site at the suffixes of these asks, and hooks to run first that keep
+        the residual stream there: rows that join a block meet the hooks of others in it."""
         at = self._at[asks]
 
         def whole(tensor: torch.Tensor, hook: Any) -> None:
@@ -83,8 +86,8 @@ class Texts:
         keep: list[Hook] = []
         for layer in self.layers:
             keep += [(self.blocks.name(layer, what), whole) for what in ("key", "value")]
-            keep += [(self.blocks.name(layer, "resid"), suffix), (site_hook(self.model, layer, self.site), suffix)]
-        return keep
+            keep.append((site_hook(self.model, layer, self.site), suffix))
+        return keep, [(self.blocks.name(layer, "resid"), suffix) for layer in self.layers]
 
     def _read_positions(self, ask: int) -> slice:
         length = len(self.asks[ask].tokens)
@@ -95,7 +98,7 @@ class Texts:
         return self._of_asks(site_hook(self.model, layer, self.site))
 
     def resid(self, layer: int) -> Float[torch.Tensor, "ask suffix d_model"]:
-        """The residual stream before the block, at every suffix."""
+        """The residual stream that enters the block, at every suffix."""
         return self._of_asks(self.blocks.name(layer, "resid"))
 
     def prefix(self, layer: int) -> Cached:

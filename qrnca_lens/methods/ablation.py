@@ -25,7 +25,6 @@ def ablate_each(asked: Asked, neurons: NeuronSet) -> torch.Tensor:
     """
     neurons.check_inside(asked.model.cfg.n_layers, mlp_width(asked.model))
     edits = [(NeuronSet((neuron,)), 0.0) for neuron in neurons]
-    (p,) = read_edited(
-        asked.model, [asked.prompt.text], [edits], [lambda logits: logits.float().softmax(-1)[:, asked.right]]
-    )
+    objective = asked.target.objective
+    (p,) = read_edited(asked.model, [asked.prompt.text], [edits], [lambda logits: objective(logits[:, None])])
     return (p[0] - p[1:]).cpu()

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 
-from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.neurons import NeuronSet, best_first
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.core.values import whole_number
@@ -44,9 +43,7 @@ class Ranking:
     @classmethod
     def of_scores(cls, scores: Scores) -> Ranking:
         """All neurons of a model by their scores. Ties go to the lower layer, then to the lower neuron."""
-        values, flat = scores.detach().flatten().sort(descending=True, stable=True)
-        layer, neuron = np.divmod(flat.cpu().numpy(), scores.shape[1])
-        return cls(layer, neuron, values.to("cpu", torch.float64).numpy())
+        return cls(*best_first(scores))
 
     def __len__(self) -> int:
         return len(self.layer)

@@ -27,7 +27,7 @@ from qrnca_lens.methods.variants import (
     with_common,
     without_ica,
 )
-from qrnca_lens.models import HookedModel, mlp_width
+from qrnca_lens.models import HookedModel, check_hooked, mlp_width
 
 _Found = TypeVar("_Found")
 
@@ -73,7 +73,7 @@ class Method:
 
 def _scoring(key: str, name: str, reference: str, function: ScoresTogether, *, in_paper: bool = False) -> Method:
     def rank(evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
-        return rank_by_scores(key, function, evidence.model, evidence.queries)
+        return rank_by_scores(evidence.model, evidence.queries, key, function)
 
     return Method(key, name, reference, in_paper, rank, function)
 
@@ -149,16 +149,17 @@ def _enter(method: Method) -> None:
     METHODS[method.key] = method
 
 
-def score(key: str, model: HookedModel, prompt: Prompt) -> Scores:
-    """The scores of every MLP neuron of `model` for the right letter of `prompt`, higher = more important.
+def score(model: HookedModel, prompt: Prompt, key: str) -> Scores:
+    """One method's scores of every MLP neuron of `model` for the right letter of `prompt`, higher = more important.
 
     Raises ValueError for a key that names no scoring function; AttributionError for scores of the wrong shape or that are
     no numbers.
     """
+    check_hooked(model)
     functions = {known.key: known.scores for known in METHODS.values() if known.scores}
     if key not in functions:
         raise ValueError(f"unknown scoring function {key!r}; there are {', '.join(functions)}")
-    return scores_of_prompts(key, functions[key], model, [prompt])[0]
+    return scores_of_prompts(model, [prompt], key, functions[key])[0]
 
 
 def rank_neurons(key: str, evidence: Evidence) -> dict[str, Ranking]:

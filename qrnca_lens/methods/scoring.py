@@ -9,6 +9,7 @@ import torch
 
 from qrnca_lens.attribution.integrated import AttributionError
 from qrnca_lens.attribution.letters import options_of
+from qrnca_lens.attribution.targets import Choice
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.engine.batches import QUERIES_TOGETHER
@@ -23,6 +24,11 @@ class Asked:
     model: HookedModel
     prompt: Prompt
     letters: OptionTokens
+
+    @property
+    def target(self) -> Choice:
+        """The right letter among the four, with its objective."""
+        return Choice(self.letters, self.letters.letters.index(self.prompt.letter))
 
     @property
     def right(self) -> int:
@@ -46,10 +52,10 @@ def one_by_one(function: ScoreFunction) -> ScoresTogether:
     return lambda asked: [function(one) for one in asked]
 
 
-def scores_of_prompts(key: str, function: ScoresTogether, model: HookedModel, prompts: Sequence[Prompt]) -> list[Scores]:
+def scores_of_prompts(model: HookedModel, prompts: Sequence[Prompt], key: str, function: ScoresTogether) -> list[Scores]:
     """The function's scores for each prompt. AttributionError, with the key, for a wrong shape or what is no number."""
     check_hooked(model)
-    letters = options_of(model, [prompt.text for prompt in prompts])
+    letters = options_of(model, prompts)
     asked = [Asked(model, prompt, options) for prompt, options in zip(prompts, letters, strict=True)]
     with torch.inference_mode(False):  # so that a function can take gradients wherever it is called
         scores = function(asked)
@@ -62,11 +68,11 @@ def scores_of_prompts(key: str, function: ScoresTogether, model: HookedModel, pr
 
 
 def rank_by_scores(
-    key: str, function: ScoresTogether, model: HookedModel, queries: QuerySet
+    model: HookedModel, queries: QuerySet, key: str, function: ScoresTogether
 ) -> Iterator[tuple[str, Ranking]]:
     """Every query's id with all neurons of the model by their scores, summed over the query's prompts."""
     for start in range(0, len(queries), QUERIES_TOGETHER):
         part = queries.queries[start : start + QUERIES_TOGETHER]
-        found = iter(scores_of_prompts(key, function, model, [prompt for query in part for prompt in query.prompts]))
+        found = iter(scores_of_prompts(model, [prompt for query in part for prompt in query.prompts], key, function))
         for query in part:
             yield query.id, Ranking.of_scores(torch.stack([next(found) for _ in query.prompts]).sum(0))

@@ -1,4 +1,4 @@
-"""The reader of a model: the one place where text becomes token ids, as the model's own `to_tokens` makes them."""
+"""The reader of a model: the one place where prompts become token ids, as the model's own `to_tokens` makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.core.shapes import Tokens
-from qrnca_lens.data import LETTERS
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, device_of
 from qrnca_lens.models.single_tokens import OptionTokens, check_whole, letters_after, plain_ids, token_of
@@ -112,7 +111,7 @@ class Reader:
         model = self._fresh()
         return self._single(target) if isinstance(target, str) else _checked_id(model, target)
 
-    def options(self, prompt: str, letters: Sequence[str] = LETTERS) -> tuple[OptionTokens, ...]:
+    def options(self, prompt: str, letters: Sequence[str]) -> tuple[OptionTokens, ...]:
         """The forms in which each letter can follow `prompt` as one distinct token: after a space, or at once.
 
         Each is what the tokenizer adds for the letter written after the prompt, or, where writing it there changes the

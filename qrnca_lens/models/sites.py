@@ -20,7 +20,7 @@ _GATED = {"up": "mlp.hook_pre_linear", "gate": "mlp.hook_pre", "post": "mlp.hook
 _PLAIN = {"pre": "mlp.hook_pre", "post": "mlp.hook_post"}
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 ATTN_OUT, MLP_OUT = "hook_attn_out", "hook_mlp_out"
-VALUES, MIXED, PATTERN = "attn.hook_v", "attn.hook_z", "attn.hook_pattern"
+SCORES, PATTERN, VALUES, MIXED = "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_v", "attn.hook_z"
 UNEMBED = "unembed"
 
 

@@ -6,21 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from qrnca_lens.attribution import AttributionError
-from qrnca_lens.attribution.integrated import integrate
+from qrnca_lens.attribution import AttributionError, attribute
+from qrnca_lens.attribution.targets import target_of
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.core.shown import notebook
-from qrnca_lens.data import QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.engine.asks import probability_of
-from qrnca_lens.engine.budget import integral_cost, together
+from qrnca_lens.engine.batches import QUERIES_TOGETHER
+from qrnca_lens.engine.budget import integral_cost, layers_at_once, together
+from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import HookedModel, ModelError, check_hooked, check_site, to_tokens
 
-_TIMED = 2  # prompts that are timed together, after one that warms up
+_TIMED = 4  # prompts that are timed together, after one that warms up
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Estimate:
     """What locating some queries takes.
 
     `prompts`, `tokens` of them all and `longest` of one: of the queries whose prompts fit. `rows`: copies of a last position
-    that run through layers, (steps and both ends) x layers for every prompt. `together`: prompts in a batch. `memory`: bytes
+    that run through layers, (the rule's nodes and both ends) x layers for every prompt; with rule "auto" those it begins
+    with. `together`: prompts in the largest batch (a bridge's run alone). `memory`: the most bytes
     of a batch, above the loaded model, by the cost model. `seconds`: by timing a few of the prompts, with the model's
     present device; None where they cannot be attributed.
     """
@@ -62,46 +62,58 @@ def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None =
     tolerance_of(model)
     config = config or QRNCAConfig()
     check_site(model, config.site)
-    tokens = [ids for query in queries for ids in _tokens(model, [prompt.text for prompt in query.prompts])]
-    if not tokens:
+    parts = [queries.queries[start : start + QUERIES_TOGETHER] for start in range(0, len(queries), QUERIES_TOGETHER)]
+    counted = [[pair for query in part for pair in _that_fit(model, query)] for part in parts]
+    counted = [part for part in counted if part]
+    if not counted:
         return Estimate(0, 0, 0, 0, 0, 0, 0.0)
-    lengths = [len(ids) for ids in tokens]
-    nodes = len(quadrature(config.rule, config.steps).with_ends().nodes)
-    batch = min(len(tokens), together(model, lengths, nodes, 1))
+    nodes = quadrature(config.rule, config.steps).with_ends().to_begin_with
+    lengths = [[length for _, length in part] for part in counted]
+    batches = [_batch(model, part, nodes) for part in lengths]
+    prompts = sum(map(len, counted))
     return Estimate(
-        prompts=len(tokens),
-        tokens=sum(lengths),
-        longest=max(lengths),
-        rows=len(tokens) * nodes * model.cfg.n_layers,
-        together=batch,
-        memory=integral_cost(model, max(lengths), nodes, 1).of(batch),
-        seconds=_seconds(model, tokens, config),
+        prompts=prompts,
+        tokens=sum(map(sum, lengths)),
+        longest=max(map(max, lengths)),
+        rows=prompts * nodes * model.cfg.n_layers,
+        together=max(size for size, _ in batches),
+        memory=max(memory for _, memory in batches),
+        seconds=_seconds(model, [pair for part in counted for pair in part], config),
     )
 
 
-def _tokens(model: HookedModel, prompts: Sequence[str]) -> list[torch.Tensor]:
-    """The tokens of one query's prompts; none where one of them does not fit."""
+def _that_fit(model: HookedModel, query: Query) -> list[tuple[Prompt, int]]:
+    """One query's prompts and their lengths in tokens; none where one of them does not fit."""
     try:
-        return [to_tokens(model, prompt) for prompt in prompts]
+        return [(prompt, len(to_tokens(model, prompt.text))) for prompt in query.prompts]
     except ModelError:
         return []
 
 
-def _seconds(model: HookedModel, tokens: Sequence[torch.Tensor], config: QRNCAConfig) -> float | None:
-    """The time of all prompts, from that of some of median length."""
-    middle = sorted(tokens, key=len)[len(tokens) // 2]
-    timed = [middle, *[ids for ids in tokens if ids is not middle][: _TIMED - 1]]
-    taken = 0.0
+def _batch(model: HookedModel, lengths: Sequence[int], nodes: int) -> tuple[int, int]:
+    """The size of the first batch of some queries' prompts, and its bytes."""
+    longest, fitting = max(lengths), min(len(lengths), together(model, lengths, nodes, 1))
+    size = len(groups(model, range(fitting))[0])
+    layers = layers_at_once(model, longest, nodes, 1)
+    return size, integral_cost(model, longest, nodes, 1, layers).of(size)
+
+
+def _seconds(model: HookedModel, prompts: Sequence[tuple[Prompt, int]], config: QRNCAConfig) -> float | None:
+    """The time of all prompts, from that of some of median length with their own targets: rule "auto" takes as many nodes as
+    they need."""
+    by_length = [prompt for prompt, _ in sorted(prompts, key=lambda pair: pair[1])]
+    middle = max(0, (len(by_length) - _TIMED) // 2)
+    timed, taken = by_length[middle : middle + _TIMED], 0.0
     try:
-        for prompts in (timed[:1], timed):
+        letters = [target_of(model, prompt).ids[0] for prompt in timed]
+        for count in (1, len(timed)):
+            texts = [prompt.text for prompt in timed[:count]]
             began = time.perf_counter()
-            integrate(
-                model, prompts, [probability_of(0)] * len(prompts), steps=config.steps, rule=config.rule, site=config.site
-            )
+            attribute(model, texts, letters[:count], steps=config.steps, rule=config.rule, site=config.site)
             taken = time.perf_counter() - began
     except (AttributionError, ModelError):
         return None
-    return taken / len(timed) * len(tokens)
+    return taken / len(timed) * len(prompts)
 
 
 def _duration(seconds: float) -> str:

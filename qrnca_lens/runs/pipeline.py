@@ -18,14 +18,14 @@ import torch
 
 from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
-from qrnca_lens.attribution.letters import decisions, option_tokens
+from qrnca_lens.attribution.letters import decisions, option_tokens, options_of
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, PromptGaps, count_prompts
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.core.store import run_place
 from qrnca_lens.core.terminal import progress_bar
-from qrnca_lens.data import Query, QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.engine.batches import QUERIES_TOGETHER
@@ -43,6 +43,7 @@ from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
+_READ_TOGETHER = 64  # queries whose letters are read in one go
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
 _LOG = logging.getLogger(__name__)
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
@@ -152,14 +153,37 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
     letters: dict[str, list[int]] = {}
     decided: list[OptionTokens] = []
     failures = _Failures()
-    for query in queries:
-        found: list[OptionTokens] = []
-        with failures.told(query, found):
-            for prompt in query.prompts:
-                found.append(option_tokens(model, prompt.text))
-            decided += found
-            letters[query.id] = [o.id_of(prompt.letter) for o, prompt in zip(found, query.prompts, strict=True)]
+    for start in range(0, len(queries), _READ_TOGETHER):
+        part = queries.queries[start : start + _READ_TOGETHER]
+        _read_together(model, part)
+        for query in part:
+            found: list[OptionTokens] = []
+            with failures.told(query, found):
+                for prompt in query.prompts:
+                    found.append(option_tokens(model, prompt))
+                decided += found
+                letters[query.id] = [o.id_of(prompt.letter) for o, prompt in zip(found, query.prompts, strict=True)]
     return CheckedPrompts(letters, decisions(decided), list(failures.by_query.values()))
+
+
+def _read_together(model: HookedModel, queries: Sequence[Query]) -> None:
+    """Let `option_tokens` know the letters after these prompts, read in batches. Where that fails, it reads them."""
+    prompts = [prompt for query in queries for prompt in query.prompts]
+    try:
+        options_of(model, [prompt for prompt in prompts if _is_readable(model, prompt)])
+    except Warning:  # which the user has made an error
+        raise
+    except Exception as error:  # noqa: BLE001 - met again prompt by prompt, where it is raised or told
+        _LOG.debug("the letters of the batch of query %r are read prompt by prompt: %s", queries[0].id, error)
+
+
+def _is_readable(model: HookedModel, prompt: Prompt) -> bool:
+    try:
+        reader_of(model).tokens(prompt.text)
+        reader_of(model).options(prompt.text, prompt.names)
+    except ModelError:
+        return False
+    return True
 
 
 class _Failures:

@@ -13,13 +13,13 @@ import torch
 from qrnca_lens.attribution.letters import answers
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import WrongKindError, whole_number
 from qrnca_lens.data import QuerySet, load_queries
 from qrnca_lens.data.readers.files import SHIPPED
 from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.engine.hooks import with_hooks
 from qrnca_lens.methods.controls import random_sets
-from qrnca_lens.models import HookedModel, ModelError, site_hook
+from qrnca_lens.models import HookedModel, ModelError, check_hooked, site_hook
 from qrnca_lens.runs.pipeline import check_prompts, locate, without
 
 FRESH_SEED = 20_250_227  # shuffles and distractors of the card; training draws its own
@@ -68,11 +68,13 @@ def measure_card(
     """Measure the shipped questions with a seed of their own. `per_group` limits the questions, for a quick look.
 
     The zeroing table takes the layers one by one, and `recall_layers` together (None: all layers; for the shipped model,
-    those of its recipe, into which its facts were trained). ModelError where the model can take no question of a set.
+    those of its recipe, into which its facts were trained). ModelError where the model can take no question of a set,
+    ValueError for a layer that it lacks.
     """
+    check_hooked(model)
     per_group = None if per_group is None else whole_number("per_group", per_group, at_least=1)
     effects_per_group = whole_number("effects_per_group", effects_per_group, at_least=1)
-    recall = list(range(model.cfg.n_layers) if recall_layers is None else recall_layers)
+    recall = _chosen_layers(model, recall_layers)
     fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
     held = {name: load_queries(name, seed=FRESH_SEED, held_out=True) for name in SHIPPED}
     if per_group is not None:
@@ -99,6 +101,15 @@ def to_locate(per_group: int | None = None, effects_per_group: int = 25) -> dict
     fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
     chosen = {name: queries if per_group is None else queries.sample(per_group) for name, queries in fresh.items()}
     return {name: queries.sample(effects_per_group, seed=1) for name, queries in chosen.items()}
+
+
+def _chosen_layers(model: HookedModel, layers: Sequence[int] | None) -> list[int]:
+    last = model.cfg.n_layers - 1
+    if layers is None:
+        return list(range(last + 1))
+    if not isinstance(layers, Sequence):
+        raise WrongKindError(f"recall_layers is a list of layers, such as [1, 2], not {layers!r}")
+    return [whole_number("each of recall_layers", layer, at_least=0, at_most=last) for layer in layers]
 
 
 def _left(sets: dict[str, QuerySet], misfits: dict[str, Failure]) -> dict[str, QuerySet]:

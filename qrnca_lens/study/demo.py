@@ -12,7 +12,7 @@ from qrnca_lens.attribution.letters import letter_probabilities
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import with_interval
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.data import Query, load_queries
+from qrnca_lens.data import Query, QuerySet, load_queries
 from qrnca_lens.editing import scale
 from qrnca_lens.editing.effects import SUPPRESS, edit_effects
 from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
@@ -51,13 +51,19 @@ class Demo:
     page: Path
 
 
-def run_demo(out: str | os.PathLike[str]) -> Demo:
+def to_locate() -> QuerySet:
+    """The questions that `run_demo` locates."""
+    return load_queries("atlas/domains").sample(_PER_GROUP)
+
+
+def run_demo(out: str | os.PathLike[str], *, model: HookedModel | None = None) -> Demo:
     """Locate the QR neurons of 72 domain questions on atlas; the run goes to `out`, the page to `out`/report.html.
 
-    The question that is shown is the one with the median effect, not the one with the largest.
+    `model`: atlas, where it is loaded already. The question that is shown is the one with the median effect, not the one
+    with the largest.
     """
-    model = load_model("atlas")
-    located = locate(model, load_queries("atlas/domains").sample(_PER_GROUP), out=out)
+    model = load_model("atlas") if model is None else model
+    located = locate(model, to_locate(), out=out)
     own = {query: located.for_query(query) for query in located.queries["query"]}
     sets = {"its QR neurons": own, "random neurons, same layers": random_sets(own, located.model.d_mlp)}
     effects = edit_effects(model, located.asked, sets, factors=[SUPPRESS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from pathlib import Path
 
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
-from qrnca_lens.core.values import seed_number
+from qrnca_lens.core.values import WrongKindError, seed_number
 from qrnca_lens.core.writing import plain_name
 from qrnca_lens.data import Distractors, Query, QuerySet, load_queries
+from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
 from qrnca_lens.runs.pipeline import check_enough_left, check_prompts, without
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
+_FIGURE = "-significance"  # the longest ending of a figure's name in the report
 _TAKEN = ("figures", "study.json", "results.json", "report.html")
 MEASURABLE = 3
 """The fewest queries of a group: split in halves, two are left for the probe's cross-validation and one for its test."""
@@ -39,13 +42,25 @@ class Subject:
 
     def __post_init__(self) -> None:
         plain_name(self.name)
+        try:
+            plain_name(self.name + _FIGURE)
+        except ValueError:
+            raise ValueError(
+                f"a subject cannot be called {self.name!r}: its figures' files have longer names; rename it, or its file"
+            ) from None
 
 
-def subject(source: str, *, seed: int = 0, per_group: int | None = None, distractors: Distractors | None = None) -> Subject:
+def subject(
+    source: str | os.PathLike[str], *, seed: int = 0, per_group: int | None = None, distractors: Distractors | None = None
+) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries.
 
-    `distractors` as in `load_queries`. Rendered queries have no fresh or held-out prompts.
+    `distractors` as in `load_queries`. Rendered queries have no fresh or held-out prompts. TypeError for a source that is
+    neither a name nor a path.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise WrongKindError(f"a subject is made of a shipped name, such as 'domains', or a file, not of {source!r}")
+    source = os.fspath(source)
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
     queries = load_queries(name, seed=seed, distractors=distractors)
@@ -66,12 +81,20 @@ def subject(source: str, *, seed: int = 0, per_group: int | None = None, distrac
 
 
 def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNCAConfig, seed: int) -> None:
-    """ValueError that names the subject, what it lacks and the remedy; ModelError for a model that cannot be used for it.
+    """ValueError that names the subject, what it lacks and the remedy; ModelError for a model that cannot be used for it;
+    TypeError for anything but a list of Subject, or one of anything but query sets.
 
     A subject needs a name of its own that can be a folder's; two groups; in each group 3 queries, and 2 right letters in the
     half that the neuron-based prediction is fitted on; in that half enough queries for `common_share`; and prompts in a
     rendering that the model can take. Queries whose prompts the model cannot take do not count.
     """
+    if not isinstance(subjects, Sequence) or isinstance(subjects, str):
+        raise WrongKindError(f"subjects is a list, such as [subject('domains')], not {subjects!r:.80}")
+    for item in subjects:
+        if not isinstance(item, Subject):
+            raise WrongKindError(f"subjects is a list of Subject; make one with subject('domains'), not {item!r:.80}")
+        for queries in (item.queries, *item.renderings):
+            check_query_set(queries)
     neutral_text(model)
     if not subjects:
         raise ValueError("no subject to reproduce; give at least one, such as subject('domains')")

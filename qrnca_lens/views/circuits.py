@@ -125,7 +125,7 @@ def circuit(
     Raises KeyError for an unknown query, ValueError for a prompt number or neuron that does not exist, RunError for a run
     of another model, ModelError where the contributions do not add up (an MLP input that is no norm of a plain sum).
     """
-    model = model_of(located, model)
+    model = model_of(model, located)
     query = asked_query(located, query_id)
     prompt = whole_number("prompt", prompt)
     if not 0 <= prompt < len(query.prompts):
@@ -170,7 +170,7 @@ def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
         tuple(reader_of(model).pieces(run.tokens)),
         inputs,
         contributions,
-        direct_writes(run, neurons, option_tokens(model, prompt.text)),
+        direct_writes(run, neurons, option_tokens(model, prompt)),
         attention_shares(run, regions(model, prompt, asked.query.question), max(neurons.by_layer())),
         tuple(heads),
         np.stack(patterns) if patterns else np.zeros((0, len(run.tokens), len(run.tokens)), dtype=np.float32),

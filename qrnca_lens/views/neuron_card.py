@@ -186,7 +186,7 @@ def neuron(
     unknown query, RunError for another model than the run's or a run without prompts.
     """
     effects_on = None if effects_on is None else listed("effects_on", effects_on)
-    model = model_of(located, model)
+    model = model_of(model, located)
     chosen = Neuron(whole_number("a neuron's layer", layer), whole_number("a neuron's index", index))
     NeuronSet((chosen,)).check_inside(located.model.n_layers, located.model.d_mlp)
     asked = [(query, prompt) for query in located.asked for prompt in query.prompts]

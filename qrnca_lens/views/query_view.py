@@ -119,7 +119,7 @@ def show(model: HookedModel | None, located: QRNeurons, query_id: str, *, prompt
     prompt = whole_number("prompt", prompt)
     if not 0 <= prompt < len(query.prompts):
         raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
-    model = model_of(located, model)
+    model = model_of(model, located)
     return look(model, located, query, letter_probabilities(model, query.prompts), prompt)
 
 
@@ -134,13 +134,13 @@ def look(
     neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
     chosen = located.for_query(query.id)
     edits = [(ALL, chosen), *((str(neuron), NeuronSet((neuron,))) for neuron in chosen)]
-    return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt].text, edits), located.model)
+    return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt], edits), located.model)
 
 
-def dose_response(model: HookedModel, text: str, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
-    """Columns edit, factor and P of every letter after `text`, a row for each edit and each of `FACTORS`."""
+def dose_response(model: HookedModel, prompt: Prompt, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
+    """Columns edit, factor and P of every letter after `prompt`, a row for each edit and each of `FACTORS`."""
     scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
-    p, options = edited_letters(model, [text], [scaled])[0][1:], option_tokens(model, text)
+    p, options = edited_letters(model, [prompt], [scaled])[0][1:], option_tokens(model, prompt)
     names = [(name, factor) for name, _ in edits for factor in FACTORS]
     return pd.DataFrame(
         [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *options.letters]

@@ -14,7 +14,7 @@ from qrnca_lens.models.fingerprint import Written, model_fingerprint, written
 _KNOWN: WeakKeyDictionary[HookedModel, tuple[Written, str]] = WeakKeyDictionary()
 
 
-def model_of(located: QRNeurons, model: HookedModel | None = None) -> HookedModel:
+def model_of(model: HookedModel | None, located: QRNeurons) -> HookedModel:
     """`model`, or for None the shipped model if the result names it. RunError if the weights are not those of the result."""
     check_run(located)
     if model is None:

@@ -36,7 +36,7 @@ class Session:
     """
 
     def __init__(self, model: HookedModel | None, located: QRNeurons, catalog: Catalog | None = None) -> None:
-        self.model, self.located = model_of(located, model), located
+        self.model, self.located = model_of(model, located), located
         self.catalog = catalog or catalog_of(located)
         neurons = NeuronSet.from_frame(located.clusters[["layer", "neuron"]].drop_duplicates())
         self._columns = {n: k for k, n in enumerate(sorted(neurons))}
@@ -132,5 +132,5 @@ class Session:
             return [about.curve().loc[1.0].tolist()] * len(FACTORS)
         if str(chosen) in set(about.dose["edit"]):
             return about.curve(chosen).to_numpy().tolist()
-        found = dose_response(self.model, about.asked.text, [(str(chosen), NeuronSet((chosen,)))])
+        found = dose_response(self.model, about.asked, [(str(chosen), NeuronSet((chosen,)))])
         return found[list(about.asked.names)].to_numpy().tolist()
