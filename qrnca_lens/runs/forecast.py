@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qrnca_lens.attribution import AttributionError, attribute
-from qrnca_lens.attribution.targets import target_of
+from qrnca_lens.attribution.letters import target_of
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.core.shown import notebook
