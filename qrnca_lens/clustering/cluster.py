@@ -28,7 +28,10 @@ class Cluster:
 
 
 def make_cluster(query: str, group: str, scores: Sequence[Scores], threshold: float) -> Cluster:
-    """Keep, per template, the neurons with score > threshold * highest score; join the templates. May be empty."""
+    """Keep, per template, the neurons with score > threshold * highest score; join the templates. May be empty.
+
+    The threshold of each template by itself is the authors' code's; the paper does not say over what it is taken.
+    """
     threshold = threshold_share(threshold)
     parts = [_kept(template, threshold) for template in scores]
     table = pd.concat(parts, ignore_index=True)

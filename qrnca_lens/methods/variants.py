@@ -34,8 +34,9 @@ def with_common(located: QRNeurons) -> dict[str, Ranking]:
 def knowledge_neurons(located: QRNeurons) -> dict[str, Ranking]:
     """Knowledge Neuron* (Dai et al. 2022, as the paper adapts it to multi-choice prompts).
 
-    The neurons that pass the threshold in at least half of the query's templates, by na (their summed score, as a share of
-    the cluster's); its own are the top v. Neither ICA nor common neurons are used.
+    The neurons that pass the threshold in at least half of the query's templates (this project's choice, the paper names no
+    number), by na (their summed score, as a share of the cluster's); its own are the top v. Neither ICA nor common neurons
+    are used.
     """
     return _ranked(located, _in_half_of_the_templates(located), "na", located.common.head(0))
 

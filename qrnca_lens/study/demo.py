@@ -26,9 +26,9 @@ from qrnca_lens.views.report import Section, write_page
 
 _PER_GROUP = 12
 _HOW_TO_READ = (
-    "A multi-choice question is answered with one letter, so P(right letter) stands for the whole answer. Integrated "
-    "gradients give every MLP neuron a share of that probability. Neurons that many questions share (option letters, "
-    "wording) are removed; what is left for a question are its query-relevant (QR) neurons.\n\n"
+    "A multi-choice question is answered with one letter, whose probability P is measured. Integrated gradients give every "
+    "MLP neuron a share of it. Neurons that many questions share are removed; what is left for a question are its "
+    "query-relevant (QR) neurons.\n\n"
     "naica is the score they are ranked by: the neuron's share of its question's attribution (na) times how rare the neuron "
     "is among all questions (ica)."
 )
