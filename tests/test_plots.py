@@ -85,7 +85,7 @@ def test_changes_show_all_queries_with_their_intervals() -> None:
         ("unrelated query, same letter", [0, -3], [0.25, 0.5], [0.5, 2]),
         ("unrelated query, other letter", [9, 4], [3, 1], [1, 2]),
     ]
-    assert [bar.marker.color for bar in figure.data] == ["#D55E00", "#56B4E9"] * 2  # vermilion and sky blue
+    assert [bar.marker.color for bar in figure.data] == ["#D55E00", "#009E73", "#56B4E9"] * 2
     assert [note.text for note in figure.layout.annotations] == ["QR neurons x 0", "QR neurons x 2"]
     assert figure.data[0].customdata.tolist() == [[5], [6]] and list(figure.layout.xaxis.ticktext) == ["x", "y"]
     assert [bar.xaxis for bar in figure.data] == [*3 * ["x"], *3 * ["x2"]]

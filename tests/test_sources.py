@@ -242,7 +242,7 @@ def test_an_mlama_question_is_a_sentence_with_a_gap(tmp_path: Path) -> None:
     by_id = {q.id: q for q in questions}
     assert by_id["mlama-fr-P108-Q3-Q103"] == Question(
         id="mlama-fr-P108-Q3-Q103", group="french", question="Quelle option complète la phrase : fr subject 3 fr P108 ___.",
-        answer="fr P108 3", language="fr", relation="employer",
+        answer="fr P108 3", language="fr", relation="employer", fact="P108-Q3-Q103",
     )  # fmt: skip
     assert set(INSTRUCTIONS) == set(LANGUAGES)
     for query in to_multi_choice(questions):

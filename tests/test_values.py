@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import handmade
 import numpy as np
 import pandas as pd
 import pytest
@@ -172,7 +173,7 @@ WHOLE: dict[str, Callable[[Any, QRNeurons, Any], Any]] = {
 
 
 def effects() -> pd.DataFrame:
-    return pd.DataFrame({"p_before": [0.5, 0.4], "p_after": [0.1, 0.2], "p_unrelated_before": 0.5, "p_unrelated_after": 0.4})
+    return handmade.effects("qrnca", 0.0, [0.1, 0.2], [0.4, 0.4])
 
 
 @pytest.mark.parametrize("name", WHOLE)

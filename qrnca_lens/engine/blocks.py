@@ -35,11 +35,10 @@ class HookedBlocks:
             if points[in_block(layer, MIXED)].bwd_hooks:  # its gradient passes by
                 raise CannotCarryError(f"there is a backward hook at {in_block(layer, MIXED)}, and rows attend without it")
         known = set(map(id, points.values()))
-        for name, module in self.model.named_modules():
-            if (module._forward_hooks or module._forward_pre_hooks) and id(module) not in known:
+        for name, module in self.model.named_modules():  # hooks on the model itself meet all its runs, those of rows too
+            if name and (module._forward_hooks or module._forward_pre_hooks) and id(module) not in known:
                 raise CannotCarryError(
-                    f"there is a hook of torch's on {name or 'the model itself'}, of which rows know nothing; hooks at hook "
-                    "points can be carried"
+                    f"there is a hook of torch's on {name}, of which rows know nothing; hooks at hook points can be carried"
                 )
 
     def name(self, layer: int, what: str) -> str:

@@ -42,7 +42,7 @@ def exchangeable(groups: Int[np.ndarray, " query"], units: Int[np.ndarray, " que
 
 
 def dealt(
-    groups: Int[np.ndarray, " query"], sets: list[Int[np.ndarray, " member"]], generator: np.random.Generator
+    groups: Int[np.ndarray, " query"], sets: list[np.ndarray], generator: np.random.Generator
 ) -> Int[np.ndarray, " query"]:
     """The labels after they changed places within each of `sets`; every group keeps its number of queries."""
     found = groups.copy()
