@@ -136,7 +136,7 @@ def test_explore(standing: Callable[..., None], calls: Calls, tmp_path: Path) ->
 def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:
     item = SimpleNamespace(name="mine", queries=QUERIES)
     standing(study, "subject", item)
-    standing(study, "reproduce", SimpleNamespace(results={}))
+    standing(study, "reproduce", SimpleNamespace(results={}, model="tiny"))
     standing(report, "write_report", tmp_path / "report.html")
     standing(verdicts, "statements", pd.DataFrame({"statement": ["it holds"]}))
     standing(tables, "failed", pd.DataFrame({"query": ["q7"]}))

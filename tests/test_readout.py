@@ -153,9 +153,7 @@ def test_direct_prediction_sends_neurons_through_the_norm_after_the_mlp(family: 
                 share = post @ model.blocks[layer].mlp.W_out[indices[i]]
                 if family in AFTER_MLP:
                     whole = cache[f"blocks.{layer}.mlp.hook_post"][0, -1] @ model.blocks[layer].mlp.W_out
-                    share = (
-                        share * cache[f"blocks.{layer}.hook_mlp_out"][0, -1] / whole
-                    )  # what the norm makes of each number
+                    share = share * cache[f"blocks.{layer}.hook_mlp_out"][0, -1] / whole
                 shares[str(layer)] = share * (0.4 if family == "granite" else 1.0)
             for name, written in (shares | {"all": sum(shares.values())}).items():
                 logits = model.unembed(model.ln_final(written[None, None]))[0, 0]
