@@ -1,4 +1,4 @@
-"""qrnca_lens: find, judge and edit the neurons that carry knowledge in language models.
+"""qrnca_lens: find, judge and edit the neurons on which a language model's answers depend.
 
 The public names are loaded on first use, so that importing the package costs nothing.
 """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qrnca_lens.data import Distractors, QuerySet
 
 app = typer.Typer(
-    help="Find, judge and edit the neurons that carry knowledge in language models.",
+    help="Find, judge and edit the neurons on which a language model's answers depend.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
