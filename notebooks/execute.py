@@ -6,6 +6,7 @@ it token views show their static rendering, on GitHub too).
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,9 @@ import nbformat
 from nbclient import NotebookClient
 
 from qrnca_lens.views.components import library
+
+
+_PLACE = re.compile(r"^/\S+:\d+: (\w+Warning: .*\n).*\n", re.MULTILINE)
 
 
 def execute(path: Path) -> None:
@@ -25,6 +29,8 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":  # a warning without the place in this machine's files, and the line there
+                output["text"] = _PLACE.sub(r"\1", output["text"])
             page = output.get("data", {}).get("text/html")
             if page:
                 output["data"]["text/html"] = page.replace(f"<script>{library()}</script>", "")
