@@ -188,6 +188,16 @@ def test_the_probe_learns_from_all_renderings_and_its_own_group(planted: Any) ->
     assert one.query("neurons == 'QR neurons' and reading == 'probe'")["right"].tolist() == [2]
 
 
+def test_a_probe_of_queries_with_one_letter_each_is_fitted_all_the_same(planted: Any) -> None:
+    """Without either of two queries, one right with A and one with B, one letter is left: no fold can choose a penalty."""
+    same = {letter: letter for letter in "ABCD"}
+    fitted = QuerySet((query("first", "g", "AAA", same), query("second", "g", "BBB", same)))
+    asked = QuerySet((query("asked", "g", "AB", same),))
+    located = writers_located({"first": "g", "second": "g"}, {"g": True})
+    found = predict_from_neurons(planted, [fitted], asked, located, **FEW)
+    assert found.query("neurons == 'QR neurons' and reading == 'probe'")["right"].tolist() == [2]
+
+
 def test_prediction_knows_no_evaluated_question(planted: Any) -> None:
     same = {letter: letter for letter in "ABCD"}
     first, second, asked = (query(key, "g", "ABCD", same) for key in ("first", "second", "asked"))

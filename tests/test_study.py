@@ -99,6 +99,8 @@ def test_a_study_goes_on_and_refuses_another(folder: Path, atlas: Any) -> None:
         reproduce(atlas, subjects, folder, seed=1, progress=False)
     with pytest.raises(RunError, match="sample"):
         reproduce(atlas, subjects, folder, sample=Sample(extended=1), progress=False)
+    with pytest.raises(RunError, match=r"What differs:\n  other prompts\.domains\.fresh: None here"):
+        reproduce(atlas, [replace(subjects[0], fresh=None), subjects[1]], folder, progress=False)
 
 
 @pytest.fixture

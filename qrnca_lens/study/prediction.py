@@ -161,12 +161,19 @@ def _probed(
 
 
 def _probe(learned: Activity, fitting: Sequence[Query], activity: Activity, seed: int) -> Int[np.ndarray, " prompt"]:
-    """The letters that a probe reads in `activity`; `learned` has a row for every prompt of `fitting`, in their order."""
+    """The letters that a probe reads in `activity`; `learned` has a row for every prompt of `fitting`, in their order.
+
+    A fold without which one letter alone would be left chooses no penalty; where that is so of all, the strongest is taken.
+    """
     prompts = [(query.id, prompt) for query in fitting for prompt in query.prompts]
     letters = np.array([prompt.right for _, prompt in prompts])
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
     folds = GroupKFold(min(_FOLDS, len({query.id for query in fitting})), shuffle=True, random_state=seed)
-    search = GridSearchCV(regression, {"logisticregression__C": list(_PENALTIES)}, cv=folds)
+    parts = folds.split(learned, letters, [query for query, _ in prompts])
+    usable = [(train, test) for train, test in parts if len(np.unique(letters[train])) > 1]
+    penalties = {"logisticregression__C": _PENALTIES if usable else _PENALTIES[:1]}
+    whole = np.arange(len(letters))
+    search = GridSearchCV(regression, penalties, cv=usable or [(whole, whole)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return search.fit(learned, letters, groups=[query for query, _ in prompts]).predict(activity)
+        return search.fit(learned, letters).predict(activity)

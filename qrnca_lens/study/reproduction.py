@@ -128,6 +128,7 @@ def reproduce(
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
         "queries": {s.name: s.queries.fingerprint for s in subjects},
+        "other prompts": {s.name: _other_prompts(s) for s in subjects},
         "config": asdict(config),
         "sample": asdict(sample),
         "seed": seed,
@@ -144,6 +145,14 @@ def reproduce(
             results[item.name] = _measure(model, item, steps, config, sample, seed)
     about["seconds"] = round(time.monotonic() - began)
     return Reproduction(folder, str(model.cfg.model_name), results, about)
+
+
+def _other_prompts(item: Subject) -> dict[str, str]:
+    """The fingerprints of what is measured besides the subject's queries."""
+    others = {f"rendering {i}": queries for i, queries in enumerate(item.renderings)}
+    unseen = {"fresh": item.fresh, "held-out": item.held_out}
+    others |= {name: queries for name, queries in unseen.items() if queries is not None}
+    return {name: queries.fingerprint for name, queries in others.items()}
 
 
 @dataclass(frozen=True)
