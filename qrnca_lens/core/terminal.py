@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -69,11 +70,16 @@ class _Stderr(logging.StreamHandler):
 
 
 def plain_log() -> None:
-    """Send warnings, those of the module `warnings` too, to stderr as text."""
+    """Send warnings, those of the module `warnings` too, to stderr as text, without the line of code they come from."""
     handler = _Stderr()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
+    warnings.formatwarning = _told
+
+
+def _told(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    return f"{category.__name__}: {message}"
 
 
 def progress_bar(shown: bool) -> Progress:
