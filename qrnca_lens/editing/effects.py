@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qrnca_lens.attribution.letters import edited_letters
+from qrnca_lens.attribution.targets import is_right
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
 from qrnca_lens.data import Query, QuerySet
@@ -127,9 +128,9 @@ def _run(
     letters = edited_letters(model, [prompt.text for prompt in prompts.values()], edits, positions=positions)
     read: dict[tuple[_Edit | None, Place], _Answer] = {}
     for (place, prompt), found in zip(prompts.items(), letters, strict=True):
-        p, likeliest = found[:, prompt.right].tolist(), found.argmax(1).tolist()
+        p, right = found[:, prompt.right].tolist(), is_right(found, prompt.right).tolist()
         for row, edit in enumerate((None, *wanted[place])):
-            read[edit, place] = _Answer(p[row], likeliest[row] == prompt.right)
+            read[edit, place] = _Answer(p[row], right[row])
     return read
 
 

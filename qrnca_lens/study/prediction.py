@@ -39,6 +39,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.parallel import Parallel, delayed
 
 from qrnca_lens.attribution.letters import letters_and_activations
+from qrnca_lens.attribution.targets import likeliest
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import clustered_interval, quantile_interval
 from qrnca_lens.core.neurons import NeuronSet
@@ -157,7 +158,7 @@ def _probed(
     learned = last_activations(model, [prompt.text for prompt in _prompts(fitting)], every).numpy()
     p, activity = letters_and_activations(model, _prompts(asked), every)
     tasks = (delayed(_probe)(learned[:, some], fitting, activity.numpy()[:, some], seed) for some in columns)
-    return p.argmax(1).numpy()[None], np.array(list(Parallel(n_jobs=-1)(tasks)), dtype=int)
+    return likeliest(p).numpy()[None], np.array(list(Parallel(n_jobs=-1)(tasks)), dtype=int)
 
 
 def _probe(learned: Activity, fitting: Sequence[Query], activity: Activity, seed: int) -> Int[np.ndarray, " prompt"]:
