@@ -12,7 +12,8 @@ from qrnca_lens.core.packages import load
 
 if TYPE_CHECKING:
     from qrnca_lens.attribution import Attribution, attribute
-    from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
+    from qrnca_lens.attribution.letters import LetterWarning, letter_probabilities, option_tokens
+    from qrnca_lens.attribution.options import answers, option_probabilities
     from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
     from qrnca_lens.core.neurons import Neuron, NeuronSet
     from qrnca_lens.core.store import RunError
@@ -54,7 +55,7 @@ _PUBLIC = {
     "QuerySet": "qrnca_lens.data",
     "RunError": "qrnca_lens.core.store",
     "activations": "qrnca_lens.readout.activity",
-    "answers": "qrnca_lens.attribution.letters",
+    "answers": "qrnca_lens.attribution.options",
     "attribute": "qrnca_lens.attribution",
     "cluster_neurons": "qrnca_lens.clustering",
     "edit_effects": "qrnca_lens.editing.effects",
@@ -66,6 +67,7 @@ _PUBLIC = {
     "load_model": "qrnca_lens.models",
     "load_queries": "qrnca_lens.data",
     "locate": "qrnca_lens.runs.pipeline",
+    "option_probabilities": "qrnca_lens.attribution.options",
     "option_tokens": "qrnca_lens.attribution.letters",
     "predict_from_neurons": "qrnca_lens.study.prediction",
     "probability_change_ratio": "qrnca_lens.editing.statistics",
@@ -113,6 +115,7 @@ __all__ = [
     "load_model",
     "load_queries",
     "locate",
+    "option_probabilities",
     "option_tokens",
     "predict_from_neurons",
     "probability_change_ratio",

@@ -18,7 +18,8 @@ from qrnca_lens.atlas.batches import Batches, mixed_templates
 from qrnca_lens.atlas.recipe import Recipe
 from qrnca_lens.atlas.train import Trainer
 from qrnca_lens.attribution import attribute
-from qrnca_lens.attribution.letters import answers, option_tokens
+from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.data import TEMPLATES, load_queries, load_questions
 from qrnca_lens.models import ModelError, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer

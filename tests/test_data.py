@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrnca_lens.attribution.letters import answers, letter_probabilities
+from qrnca_lens.attribution.letters import letter_probabilities
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.data import (
     LETTERS,
     TEMPLATES,

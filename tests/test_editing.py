@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qrnca_lens.attribution.letters import answers, edited_letters, letter_probabilities
+from qrnca_lens.attribution.letters import edited_letters, letter_probabilities
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import effects, enhance, scale, suppress

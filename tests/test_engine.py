@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import ENGINE_FAMILIES
 
 from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute
-from qrnca_lens.attribution.letters import target_of
+from qrnca_lens.attribution.options import target_of
 from qrnca_lens.attribution.targets import Continuation, OneToken
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.rules import quadrature

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import qrnca_lens as ql
 from qrnca_lens.attribution import attribute, integrated
-from qrnca_lens.attribution.letters import target_of
+from qrnca_lens.attribution.options import target_of
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.data import Prompt, QuerySet, save_queries

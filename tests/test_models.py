@@ -13,7 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qrnca_lens.attribution import AttributionError, attribute
-from qrnca_lens.attribution.letters import answers, letter_probabilities, option_tokens
+from qrnca_lens.attribution.letters import letter_probabilities, option_tokens
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt, QuerySet
 from qrnca_lens.editing.collateral import neutral_loss

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qrnca_lens.attribution import attribute
-from qrnca_lens.attribution.integrated import integrate
+from qrnca_lens.attribution.integrals import integrate
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.core.rules import quadrature, tolerated_gap
 from qrnca_lens.data import QuerySet

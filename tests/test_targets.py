@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrnca_lens.attribution.letters import letter_probabilities, option_tokens, target_of
+from qrnca_lens.attribution.options import letter_probabilities, option_tokens, target_of
 from qrnca_lens.attribution.targets import Choice, Continuation, OneToken, Target, is_right, likeliest
 from qrnca_lens.data import LETTERS, Prompt
 from qrnca_lens.models import ModelError, OptionTokens, target_id, to_tokens

@@ -16,7 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import qrnca_lens as ql
-from qrnca_lens.attribution.letters import LetterWarning, answers, letter_probabilities, option_tokens
+from qrnca_lens.attribution.letters import LetterWarning, letter_probabilities, option_tokens
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.models import ModelError, OptionTokens, load_model, reader_of, target_id, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer, HookedTransformerConfig

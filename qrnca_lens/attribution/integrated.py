@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import SupportsIndex, overload
+from typing import SupportsIndex, TypeAlias, TypeVar, cast, overload
 
 import torch
 
-from qrnca_lens.attribution.letters import target_of
+from qrnca_lens.attribution.answers import answer_of, integrate_answers
+from qrnca_lens.attribution.integrals import Settings, TextOrTokens, integrate
+from qrnca_lens.attribution.options import target_of
 from qrnca_lens.attribution.result import Attribution
-from qrnca_lens.attribution.targets import Continuation, Target, check_target
+from qrnca_lens.attribution.targets import Answer, Continuation, Reduce, Target, check_target
 from qrnca_lens.core.neurons import Site
-from qrnca_lens.core.rules import Rule, quadrature
+from qrnca_lens.core.rules import Rule
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.engine.asks import Ask, Objective, Positions, asked
-from qrnca_lens.engine.batches import free_again, in_batches, is_out_of_memory
-from qrnca_lens.engine.budget import layers_at_once, together
-from qrnca_lens.engine.fallback import by_rows, warn_slow
-from qrnca_lens.engine.finite import weight_fault, where_numbers_cease
-from qrnca_lens.engine.integral import integrate_by_rows
-from qrnca_lens.engine.plain import integrate_plainly
-from qrnca_lens.engine.refinement import PathIntegral, PathTask
-from qrnca_lens.models import HookedModel, check_hooked, check_site, exclusive, to_tokens
+from qrnca_lens.engine.asks import Positions
+from qrnca_lens.models import HookedModel, check_hooked, check_site, text_of, to_tokens
 
-TextOrTokens = str | torch.Tensor
-AskedFor = str | SupportsIndex | Target
+AskedFor: TypeAlias = str | SupportsIndex | Target
 """A token string taken literally, a token id, or a target of `attribution.targets`."""
-
-
-class AttributionError(RuntimeError):
-    """Scores that are not numbers, or of a model whose weights are not; the message names the place and the prompt."""
+_Given = TypeVar("_Given")
 
 
 @overload
 def attribute(
     model: HookedModel,
     prompts: TextOrTokens,
-    targets: AskedFor,
+    targets: AskedFor | None = ...,
     *,
+    answer: str | None = ...,
+    against: str | None = ...,
+    reduce: Reduce = ...,
     steps: int = ...,
     rule: Rule = ...,
     site: Site | None = ...,
@@ -48,8 +41,11 @@ def attribute(
 def attribute(
     model: HookedModel,
     prompts: Sequence[TextOrTokens],
-    targets: Sequence[AskedFor],
+    targets: Sequence[AskedFor] | None = ...,
     *,
+    answer: Sequence[str] | None = ...,
+    against: Sequence[str] | None = ...,
+    reduce: Reduce = ...,
     steps: int = ...,
     rule: Rule = ...,
     site: Site | None = ...,
@@ -58,17 +54,20 @@ def attribute(
 def attribute(
     model: HookedModel,
     prompts: TextOrTokens | Sequence[TextOrTokens],
-    targets: AskedFor | Sequence[AskedFor],
+    targets: AskedFor | Sequence[AskedFor] | None = None,
     *,
+    answer: str | Sequence[str] | None = None,
+    against: str | Sequence[str] | None = None,
+    reduce: Reduce = "mean",
     steps: int = 16,
     rule: Rule = "right",
     site: Site | None = None,
     positions: Positions = "last",
 ) -> Attribution | list[Attribution]:
-    """Score every MLP neuron for a target after a prompt (text or tokens).
+    """Score every MLP neuron for a target after a prompt (text or tokens), or for an answer of any length.
 
     A target is a token string taken literally, a token id, or a value of `attribution.targets`: one token, a choice among
-    options, a continuation of several tokens (whose tokens but the last are run after the prompt).
+    options, a continuation of several tokens (whose tokens but the last are run after the prompt), an answer.
     One prompt and one target give one Attribution; a list of prompts with a target each gives a list, and the prompts run
     together. `rule`: "right" (the paper), "endpoints" (the authors' code), "gauss-legendre" or "auto", which begins with
     about `steps` nodes and takes more, up to 256, in those layers whose completeness gap is above 1 % of P(target) (and
@@ -76,74 +75,88 @@ def attribute(
     is scaled, "last" (the paper), "all", a position or spans (start, stop); the scores of a neuron are summed over them. For
     a continuation "last" is the prompt's last position, while numbers count in all that is run, so that -1 is that of the
     continuation's last token but one.
+
+    With `answer`, a text, in the place of a target the log-probability of the whole answer is attributed, in nats, token by
+    token: each token at its own last position, the answer before it given. `reduce` says whether scores are the "mean" over
+    its tokens or their "sum"; every token keeps its own completeness gap (`Attribution.tokens`). `against` is another
+    answer, whose scores are taken off. Positions then count in the prompt and the answer before each token; rule "auto"
+    leaves a gap of at most 0.01 nats a token.
+
     Hooks that the model already carries stay active. Prompts run through the shared-prefix engine where its own check holds
     (each layer scaled by 1 must give the model's own logits), else on the plain path with a SlowPathWarning. Raises
-    ModelError for a target that is not one token or is outside the vocabulary, a site that the model lacks, a prompt that
-    does not fit or a float16 model; ValueError for a rule, number of steps or positions that are none, or lists of different
-    lengths; AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
+    ModelError for a target that is not one token or is outside the vocabulary, an answer that is empty or too long for the
+    context, a site that the model lacks, a prompt that does not fit or a float16 model; ValueError for a rule, number of
+    steps or positions that are none, for lists of different lengths, and for both or neither of target and answer;
+    AttributionError for NaN or infinite scores or weights; BusyModelError if another thread uses the model.
     """
     check_hooked(model)
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
-    asked_for, wanted = _pairs(prompts, targets)
-    aims = [target if isinstance(target, Target) else target_of(model, target) for target in wanted]
-    for aim in aims:
-        check_target(model, aim)
-    texts = [_with_continuation(model, prompt, aim) for prompt, aim in zip(asked_for, aims, strict=True)]
-    objectives, reads = [aim.objective for aim in aims], [aim.reads for aim in aims]
-    paths = integrate(model, texts, objectives, reads=reads, steps=steps, rule=rule, site=site, positions=positions)
-    site = check_site(model, site)
-    found = []
-    for prompt, aim, path in zip(asked_for, aims, paths, strict=True):
+    asked_for = [prompts] if isinstance(prompts, str | torch.Tensor) else list(prompts)
+    aims, others = _aims(model, asked_for, targets, answer, against, reduce, one=one)
+    settings = Settings(steps, rule, check_site(model, site), positions)
+    found = _of_targets(model, asked_for, aims, settings)
+    answers = [(i, aim, others[i]) for i, aim in enumerate(aims) if isinstance(aim, Answer)]
+    long = integrate_answers(model, [(asked_for[i], aim, other) for i, aim, other in answers], settings)
+    found |= {i: made for (i, *_), made in zip(answers, long, strict=True)}
+    results = [found[i] for i in range(len(asked_for))]
+    return results[0] if one else results
+
+
+def _of_targets(
+    model: HookedModel, prompts: Sequence[TextOrTokens], aims: Sequence[Target], how: Settings
+) -> dict[int, Attribution]:
+    """The attributions of all targets but answers, by their place."""
+    places = [i for i, aim in enumerate(aims) if not isinstance(aim, Answer)]
+    texts = [_with_continuation(model, prompts[i], aims[i]) for i in places]
+    objectives, reads = [aims[i].objective for i in places], [aims[i].reads for i in places]
+    found = {}
+    for i, path in zip(places, integrate(model, texts, objectives, reads=reads, **vars(how)), strict=True):
         gap = path.scores.sum(1) - (path.untouched - path.at_zero)
-        about = (_text_of(model, prompt), aim.name, aim.ids, site, rule, steps, path.nodes)
-        found.append(Attribution(path.scores, path.untouched, gap, *about, positions))
-    return found[0] if one else found
+        named = (text_of(model, prompts[i]), aims[i].name, aims[i].ids)
+        settings = (how.site, how.rule, how.steps, path.nodes, how.positions)
+        found[i] = Attribution(path.scores, path.untouched, gap, *named, *settings)
+    return found
 
 
-def integrate(
+def _aims(
     model: HookedModel,
     prompts: Sequence[TextOrTokens],
-    objectives: Sequence[Objective],
+    targets: AskedFor | Sequence[AskedFor] | None,
+    answer: str | Sequence[str] | None,
+    against: str | Sequence[str] | None,
+    reduce: Reduce,
     *,
-    reads: Sequence[int] | None = None,
-    steps: int = 16,
-    rule: Rule = "right",
-    site: Site | None = None,
-    positions: Positions = "last",
-) -> list[PathIntegral]:
-    """`attribute` for any differentiable functions of the logits at each prompt's last `reads` positions (None: its last
-    one), in the objective's unit."""
-    check_hooked(model)
-    task = PathTask(model, check_site(model, site), quadrature(rule, steps).with_ends())
-    with torch.inference_mode(False):
-        tokens = [to_tokens(model, prompt) for prompt in prompts]
-        each = zip(tokens, objectives, reads or [1] * len(tokens), strict=True)
-        asks = [asked(ids, objective, positions, count) for ids, objective, count in each]
-    fault = weight_fault(model)
-    if fault and asks:
-        raise AttributionError(f"no valid scores for the prompt {_text_of(model, prompts[0])[-80:]!r}: {fault}")
-    found: list[PathIntegral] = []
-    # gradients are needed also where the caller has switched them off for good
-    with exclusive(model), torch.inference_mode(False):
-        order = _by_size(asks)
-        at_once, layers = _budget(task, asks)
-        for batch in in_batches([asks[i] for i in order], at_once, lambda part: _that_fit(task, part, layers)):
-            found += batch
-    return [path for _, path in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+    one: bool,
+) -> tuple[list[Target], list[Answer | None]]:
+    """What each prompt is asked for, and the answer that an answer is held against, if any."""
+    if (targets is None) == (answer is None):
+        raise ValueError("give a target or an answer: a token or a value of attribution.targets, or answer='a text'")
+    aims: list[Target] = []
+    if targets is not None:
+        if against is not None:
+            raise ValueError("against is another answer; it needs an answer that it is held against")
+        for target in _each("target", len(prompts), targets, one=one):
+            aims.append(target if isinstance(target, Target) else target_of(model, target))
+    if answer is not None:
+        aims.extend(_answers(model, prompts, "answer", answer, reduce, one=one))
+    for aim in aims:
+        check_target(model, aim)
+    if against is None:
+        return aims, [None] * len(aims)
+    return aims, [*_answers(model, prompts, "against", against, reduce, one=one)]
 
 
-def _by_size(asks: Sequence[Ask]) -> list[int]:
-    """The order in which asks run: as they are given, but long suffixes together, since shorter ones are filled up."""
-    widths = [ask.width for ask in asks]
-    return sorted(range(len(asks)), key=lambda i: (widths[i], len(asks[i].tokens)) if max(widths) > 1 else 0)
-
-
-def _budget(task: PathTask, asks: Sequence[Ask]) -> tuple[int, int | None]:
-    """How many asks go together, and how many layers of each (None for all)."""
-    lengths, width = [len(ask.tokens) for ask in asks], max((ask.width for ask in asks), default=1)
-    nodes = task.quadrature.to_begin_with
-    layers = layers_at_once(task.model, max(lengths, default=1), nodes, width)
-    return together(task.model, lengths, nodes, width), layers
+def _answers(
+    model: HookedModel,
+    prompts: Sequence[TextOrTokens],
+    what: str,
+    given: str | Sequence[str],
+    reduce: Reduce,
+    *,
+    one: bool,
+) -> list[Answer]:
+    texts = _each(what, len(prompts), given, one=one)
+    return [answer_of(model, prompt, text, reduce) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _with_continuation(model: HookedModel, prompt: TextOrTokens, aim: Target) -> TextOrTokens:
@@ -154,67 +167,14 @@ def _with_continuation(model: HookedModel, prompt: TextOrTokens, aim: Target) ->
     return torch.cat([tokens, tokens.new_tensor(aim.ids[:-1])])
 
 
-def _pairs(
-    prompts: TextOrTokens | Sequence[TextOrTokens], targets: AskedFor | Sequence[AskedFor]
-) -> tuple[list[TextOrTokens], list[AskedFor]]:
-    """The prompts with their targets, as lists."""
-    if isinstance(prompts, str | torch.Tensor):
-        if isinstance(targets, Sequence) and not isinstance(targets, str):
-            raise ValueError("one prompt has one target; for several, give a list of prompts with a target each")
-        return [prompts], [targets]
-    if isinstance(targets, str) or not isinstance(targets, Sequence):
-        raise ValueError(f"{len(prompts)} prompts and one target; give a list of targets, one for each prompt")
-    if len(prompts) != len(targets):
-        raise ValueError(f"{len(prompts)} prompts and {len(targets)} targets; give each prompt a target of its own")
-    return list(prompts), list(targets)
-
-
-def _that_fit(task: PathTask, asks: Sequence[Ask], layers: int | None) -> list[PathIntegral]:
-    """`_integrals`; a single prompt for which memory runs out goes on with half as many layers at once."""
-    try:
-        return _integrals(task, asks, layers)
-    except Exception as error:
-        at_once = layers or task.model.cfg.n_layers
-        if len(asks) > 1 or at_once == 1 or not is_out_of_memory(error):
-            raise
-    free_again()  # outside of the handler, whose traceback keeps tensors alive
-    return _that_fit(task, asks, (at_once + 1) // 2)
-
-
-def _integrals(task: PathTask, asks: Sequence[Ask], layers: int | None) -> list[PathIntegral]:
-    """By rows, those on the plain path that the rows cannot stand for."""
-    model, tolerance = task.model, tolerance_of(task.model)
-    found, why = by_rows(model, lambda: integrate_by_rows(task, asks, layers_at_once=layers))
-    paths = [path if _stands(path, tolerance) else None for path in found] if found else [None] * len(asks)
-    warn_slow(model, paths.count(None), len(asks), why, stacklevel=7)
-    return [_valid(task, ask, path or _plain(task, ask, tolerance)) for ask, path in zip(asks, paths, strict=True)]
-
-
-def _stands(path: PathIntegral, tolerance: float) -> bool:
-    """Whether every layer scaled by 1 gives the untouched model's logits; also for scores that are no numbers anyway."""
-    return path.drift.max().item() <= tolerance or not bool(torch.isfinite(path.scores).all())
-
-
-def _plain(task: PathTask, ask: Ask, tolerance: float) -> PathIntegral:
-    path = integrate_plainly(task, ask)
-    if not _stands(path, tolerance):
-        raise AttributionError(
-            f"site {task.site!r} of {task.model.cfg.model_name} cannot be scaled: putting its own values back changes the "
-            f"logits by {path.drift.max():.2g} of the largest; try another site, or remove hooks that read other positions"
-        )
-    return path
-
-
-def _valid(task: PathTask, ask: Ask, path: PathIntegral) -> PathIntegral:
-    """The path itself. AttributionError for scores that are no numbers."""
-    bad = (~torch.isfinite(path.scores)).any(1).nonzero().flatten().tolist()
-    if bad:
-        # gradients flow backwards: NaN in one layer's gradient makes that of all earlier layers NaN
-        what = f"NaN or infinite scores for the prompt {_text_of(task.model, ask.tokens)[-80:]!r}"
-        place = where_numbers_cease(task.model, ask.tokens)
-        raise AttributionError(f"{what}: {place}" if place else f"layer {bad[-1]}: {what}; its logits are numbers")
-    return path
-
-
-def _text_of(model: HookedModel, prompt: TextOrTokens) -> str:
-    return prompt if isinstance(prompt, str) else str(model.tokenizer.decode(to_tokens(model, prompt)))
+def _each(what: str, prompts: int, given: _Given | Sequence[_Given], *, one: bool) -> list[_Given]:
+    """What is given for every prompt, as a list. ValueError for a list beside one prompt, and the other way round."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if one:
+            raise ValueError(f"one prompt has one {what}; for several, give a list of prompts with a {what} each")
+        if prompts != len(given):
+            raise ValueError(f"{prompts} prompts and {len(given)} {what}s; give each prompt a {what} of its own")
+        return list(given)
+    if not one:
+        raise ValueError(f"{prompts} prompts and one {what}; give a list of {what}s, one for each prompt")
+    return [cast("_Given", given)]

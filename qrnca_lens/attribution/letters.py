@@ -5,17 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 
-from qrnca_lens.attribution.targets import Choice, OneToken, is_right, likeliest, token_probabilities
+from qrnca_lens.attribution.targets import token_probabilities
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.data import LETTERS, Prompt, QuerySet
-from qrnca_lens.data.query import check_query_set, texts_of
+from qrnca_lens.data import LETTERS, Prompt
+from qrnca_lens.data.query import texts_of
 from qrnca_lens.engine.activity import last_positions
 from qrnca_lens.engine.asks import Positions
 from qrnca_lens.engine.edits import Edit, read_edited
@@ -61,19 +60,6 @@ def options_of(model: HookedModel, prompts: Sequence[str | Prompt], *, batch: in
             for rows, logits, _ in last_positions(model, [prompt for prompt, *_ in new], NeuronSet(), batch=batch):
                 _decide(model, [new[i] for i in rows], token_probabilities(logits).cpu())
     return [known[one] for one in asked]
-
-
-def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice:
-    """The target that something stands for: the options' choice of a prompt, the one token of a text or a token id.
-
-    Which tokens the options are is decided by `options_of`. Raises ModelError where options or text are no single
-    tokens or an id is outside the vocabulary, and what `options_of` raises.
-    """
-    if isinstance(asked, Prompt):
-        return Choice(option_tokens(model, asked), asked.right)
-    reader = reader_of(model)
-    token = reader.token(asked)
-    return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
 
 
 def decisions(options: Sequence[OptionTokens]) -> list[dict[str, Any]]:
@@ -133,32 +119,19 @@ def edited_letters(
     All prompts run together, each once for all its edits.
     """
     readings = [_letters_read(options.ids) for options in options_of(model, prompts)]
-    return read_edited(model, [_text(prompt) for prompt in prompts], edits, readings, positions=positions)
+    texts = [_text(prompt) for prompt in prompts]
+    where: list[Positions] = [positions] * len(texts)
+    return read_edited(model, texts, edits, readings, positions=where)
 
 
 def _letters_read(ids: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
     chosen = list(ids)
-    return lambda logits: token_probabilities(logits)[:, chosen].cpu()
-
-
-def answers(model: HookedModel, queries: QuerySet, *, batch: int = 64) -> pd.DataFrame:
-    """One row a prompt: query, group, template, letter, answer (the likeliest option), right, probability (of letter), mass.
-
-    `mass` is the probability of the four letters together: where it is small, the likeliest of them says little.
-    """
-    check_query_set(queries)
-    asked = [(query, prompt) for query in queries for prompt in query.prompts]
-    found = letter_probabilities(model, [prompt for _, prompt in asked], batch=batch)
-    rows = []
-    for (query, prompt), p in zip(asked, found, strict=True):
-        chosen, right = prompt.names[int(likeliest(p))], bool(is_right(p, prompt.right))
-        mine = p[prompt.right].item()
-        rows.append((query.id, query.group, prompt.template, prompt.letter, chosen, right, mine, p.sum().item()))
-    columns = ["query", "group", "template", "letter", "answer", "right", "probability", "mass"]
-    return pd.DataFrame(rows, columns=columns)
+    return lambda logits: token_probabilities(logits)[:, -1, chosen].cpu()
 
 
 def _asked(model: HookedModel, prompts: Sequence[str | Prompt]) -> list[Asked]:
+    if any(isinstance(prompt, Prompt) and prompt.read == "answer" for prompt in prompts):
+        raise ValueError("an open prompt has no letter after it; ask for its options (option_probabilities)")
     names = [prompt.names if isinstance(prompt, Prompt) else LETTERS for prompt in prompts]
     texts = [_text(prompt) for prompt in prompts]
     return [(text, tuple(reader_of(model).tokens(text).tolist()), of) for text, of in zip(texts, names, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -15,11 +16,30 @@ from qrnca_lens.engine.asks import Positions
 
 
 @dataclass(frozen=True)
+class AnswerToken:
+    """One token of an attributed answer: its id and text, log P after what stands before it, and how much it counts.
+
+    `weight` is 1 over the number of tokens for a mean, 1 for a sum, and below 0 for a token of the answer that is held
+    against. `completeness_gap[layer]` and `change[layer]` are its own, in nats, as `Attribution` has them.
+    """
+
+    id: int
+    text: str
+    log_probability: float
+    weight: float
+    completeness_gap: LayerValues
+    change: LayerValues
+    nodes: LayerCounts
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Integrated gradients of P(target) for every MLP neuron, one layer scaled at a time.
 
     `positions` were scaled, "last" being the prompt's last one; the scores of a neuron are summed over them.
 
+    Where `tokens` holds something the target is an answer of any length: scores, gaps and changes are those of log P, in
+    nats, summed over its tokens with their weights, and `probability` is the geometric mean of P over its tokens. Else
     `scores[layer, neuron]` and `completeness_gap[layer]` are in probability units. The gap is the sum of the layer's
     scores minus P(target) with the layer intact plus P(target) with the layer's site at 0: what the quadrature missed.
     `nodes[layer]` says at how many nodes the layer was run: those that the rule needs for its checks are among them, and
@@ -37,6 +57,15 @@ class Attribution:
     steps: int
     nodes: LayerCounts
     positions: Positions = "last"
+    tokens: tuple[AnswerToken, ...] = field(default=(), repr=False)
+    against: str = ""
+
+    @property
+    def log_probability(self) -> float:
+        """What was attributed, in nats: log P(target), of an answer the weighted sum over its tokens."""
+        if not self.tokens:
+            return math.log(self.probability) if self.probability > 0 else -math.inf
+        return sum(token.weight * token.log_probability for token in self.tokens)
 
     @property
     def change(self) -> LayerValues:
@@ -45,8 +74,12 @@ class Attribution:
 
     @property
     def rough_layers(self) -> tuple[int, ...]:
-        """The layers whose gap is above 1 % of P(target) and 1e-5: with rule "auto" those where 256 nodes were too few."""
-        above = self.completeness_gap.abs() > tolerated_gap(self.probability)
+        """The layers whose gap is above 1 % of P(target) and 1e-5: with rule "auto" those where 256 nodes were too few.
+
+        Of an answer those where the gap is above 0.01 nats for each token as it counts.
+        """
+        size = sum(abs(token.weight) for token in self.tokens) if self.tokens else self.probability
+        above = self.completeness_gap.abs() > tolerated_gap(size)
         return tuple(above.nonzero().flatten().tolist())
 
     @property
@@ -74,9 +107,14 @@ class Attribution:
         fewest, most = self.nodes.min().item(), self.nodes.max().item()
         took = f"{fewest} to {most}" if most > fewest else f"{most}"
         at = "" if self.positions == "last" else f"positions={self.positions!r}, "
-        rough = f" (above 1 % of P in {len(self.rough_layers)} layers)" if self.rough_layers else ""
+        limit = "0.01 nats a token" if self.tokens else "1 % of P"
+        rough = f" (above {limit} in {len(self.rough_layers)} layers)" if self.rough_layers else ""
+        value = f"probability={self.probability:.4f}"
+        if self.tokens:
+            value += f" a token, log P={self.log_probability:.3f} nats over {len(self.tokens)} tokens"
+            value += f" against {self.against!r}" if self.against else ""
         return (
-            f"Attribution(target={self.target!r}, probability={self.probability:.4f}, {layers} layers x {neurons} neurons, "
+            f"Attribution(target={self.target!r}, {value}, {layers} layers x {neurons} neurons, "
             f"site={self.site!r}, {at}rule={self.rule!r}, steps={self.steps}, {took} nodes a layer, "
             f"largest completeness gap={gap:.2e}{rough})"
         )

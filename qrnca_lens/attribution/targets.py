@@ -1,15 +1,15 @@
-"""What a model is asked for: one token, a choice among options, a continuation. Each has an objective and a verdict.
+"""What a model is asked for: one token, a choice among options, a continuation, an answer, each with objective and verdict.
 
-The objective, a probability, is what the engine attributes; the verdict, right or wrong, is what tables count. Both read
-logits [..., read, token]: those at the last `reads` positions of a text, in their order. Probabilities are softmaxes over
-the whole vocabulary, in float32 (`token_probabilities`). Tables of multi-choice prompts keep the options' probabilities
-alone: `likeliest` and `is_right` read the answer and the verdict from them, as `Choice` does.
+The objective, a probability or its logarithm, is what the engine attributes; the verdict, right or wrong, is what tables
+count. Both read logits [..., read, token]: those at the last `reads` positions of a text, in their order. Probabilities are
+softmaxes over the whole vocabulary, in float32 (`token_probabilities`). Tables keep the options' probabilities alone:
+`likeliest` and `is_right` read the answer and the verdict from them, as `Choice` does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from qrnca_lens.engine.asks import probability_of
 from qrnca_lens.models import HookedModel, ModelError, OptionTokens
 
+Reduce: TypeAlias = Literal["mean", "sum"]
+"""What becomes of an answer's tokens: their mean or their sum."""
 Logits: TypeAlias = Float[torch.Tensor, "*row read token"]
 """The logits of each row at the last positions that a target reads."""
 
@@ -41,7 +43,9 @@ class Target(Protocol):
         ...
 
     def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
-        """The probability of the target, differentiable. ValueError for logits of another number of positions."""
+        """The probability of the target, or of an answer its logarithm, differentiable.
+
+        ValueError for logits of another number of positions."""
         ...
 
     def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
@@ -159,8 +163,53 @@ class Continuation:
 
     def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
         """Whether each token is the likeliest at its position."""
-        best = _checked(self, logits).argmax(-1)
-        return (best == torch.tensor(self.ids, device=best.device)).all(-1)
+        return _says_all(self, logits)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text after a prompt, in its tokens, each of which counts: log P, the `reduce` ("mean" or "sum") over them, in nats.
+
+    It is read and is right as a `Continuation` is; attributed is each token on its own (`attribute`). ValueError for no
+    token and for another `reduce`.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    reduce: Reduce = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ValueError(f"the answer {self.text!r} has no tokens; give at least one")
+        if self.reduce not in get_args(Reduce):
+            raise ValueError(f"reduce must be one of {', '.join(get_args(Reduce))}, not {self.reduce!r}")
+
+    @property
+    def name(self) -> str:
+        """The answer's text."""
+        return self.text
+
+    @property
+    def reads(self) -> int:
+        """As many positions as there are tokens."""
+        return len(self.ids)
+
+    @property
+    def weight(self) -> float:
+        """How much each token counts: 1 over their number for the mean, 1 for the sum."""
+        return 1 / len(self.ids) if self.reduce == "mean" else 1.0
+
+    def log_probabilities(self, logits: Logits) -> Float[torch.Tensor, "*row read"]:
+        """log P of each token after those before it, in nats."""
+        return _checked(self, logits).float().log_softmax(-1)[..., range(self.reads), list(self.ids)]
+
+    def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
+        """The mean of log P over the tokens, or the sum: the logarithm of the answer's probability."""
+        return self.weight * self.log_probabilities(logits).sum(-1)
+
+    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+        """Whether each token is the likeliest at its position."""
+        return _says_all(self, logits)
 
 
 def token_probabilities(logits: Float[torch.Tensor, "*row token"]) -> Float[torch.Tensor, "*row token"]:
@@ -192,6 +241,11 @@ def check_target(model: HookedModel, target: Target) -> None:
 
 def _probabilities(target: Target, logits: Logits) -> Float[torch.Tensor, "*row read token"]:
     return token_probabilities(_checked(target, logits))
+
+
+def _says_all(target: Target, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+    best = _checked(target, logits).argmax(-1)
+    return (best == torch.tensor(target.ids, device=best.device)).all(-1)
 
 
 def _checked(target: Target, logits: Logits) -> Logits:

@@ -9,6 +9,7 @@ from qrnca_lens.clustering.cluster import threshold_share
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import number, whole_number
+from qrnca_lens.data import Read
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class QRNCAConfig:
     """v: the neurons with the highest naica that are candidates for a query's QR neurons."""
     common_share: float = 0.3
     """u: a neuron in more than this share of all clusters is common."""
+    read: Read = "letter"
+    """What is attributed: P of the right letter (the paper), or the mean log P of the right answer's own tokens."""
 
     def __post_init__(self) -> None:
         plain = {
@@ -44,5 +47,7 @@ class QRNCAConfig:
         quadrature(self.rule, self.steps)
         if self.site is not None and self.site not in get_args(Site):
             raise ValueError(f"site must be None or one of {', '.join(get_args(Site))}, not {self.site!r}")
+        if self.read not in get_args(Read):
+            raise ValueError(f"read must be one of {', '.join(get_args(Read))}, not {self.read!r}")
         if not 0 < self.common_share <= 1:
             raise ValueError(f"common_share must lie in (0, 1], not {self.common_share}")

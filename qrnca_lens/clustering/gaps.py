@@ -20,7 +20,10 @@ MISSED_SHARE = 0.1
 
 
 class PromptGaps(NamedTuple):
-    """One prompt of a query (counted from 0) at every layer: completeness gaps and P(1) - P(0), and its P(right letter)."""
+    """One prompt of a query (counted from 0) at every layer: completeness gaps and P(1) - P(0), and its P(right letter).
+
+    Of a text as answer, gaps and changes are those of its mean log P per token, in nats; P is the geometric mean.
+    """
 
     query: str
     prompt: int
@@ -62,22 +65,22 @@ def read_gaps(path: Path, n_layers: int) -> pd.DataFrame:
     return table[GAP_COLUMNS]
 
 
-def missed(gaps: pd.DataFrame) -> pd.DataFrame:
+def missed(gaps: pd.DataFrame, sizes: pd.Series) -> pd.DataFrame:
     """The rows whose gap is above a tenth of what the layer changes and above what rule "auto" tolerates.
 
-    Without the second condition the many layers that hardly change P would be told of at any number of steps. The largest
-    share of P(right letter) comes first.
+    Without the second condition the many layers that hardly change P would be told of at any number of steps. `sizes` has
+    what each row's gap is measured by; the largest share of it comes first.
     """
     size = gaps["gap"].abs()
     rows = gaps[size > MISSED_SHARE * gaps["change"].abs()]
-    rows = rows[size.loc[rows.index] > rows["probability"].map(tolerated_gap)]
-    worst = (rows["gap"].abs() / rows["probability"]).sort_values(ascending=False, kind="stable")
+    rows = rows[size.loc[rows.index] > sizes.loc[rows.index].map(tolerated_gap)]
+    worst = (rows["gap"].abs() / sizes.loc[rows.index]).sort_values(ascending=False, kind="stable")
     return rows.loc[worst.index].reset_index(drop=True)
 
 
-def above_share(gaps: pd.DataFrame, probability: pd.Series) -> pd.DataFrame:
-    """The rows whose gap is above `ROUGH_SHARE` of their query's mean P(right letter), which `probability` has by query."""
-    return gaps[gaps["gap"].abs() > ROUGH_SHARE * gaps["query"].map(probability).astype(float)]
+def above_share(gaps: pd.DataFrame, sizes: pd.Series) -> pd.DataFrame:
+    """The rows whose gap is above `ROUGH_SHARE` of what gaps of their query are measured by, which `sizes` has by query."""
+    return gaps[gaps["gap"].abs() > ROUGH_SHARE * gaps["query"].map(sizes).astype(float)]
 
 
 def count_prompts(rows: pd.DataFrame) -> int:

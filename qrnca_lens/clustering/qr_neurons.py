@@ -83,8 +83,9 @@ class QRNeurons:
 
     `clusters`: a row for every neuron of every cluster (query, group, layer, neuron, attribution, templates).
     `queries`: a row for every query (query, group, prompts, probability, gap): the number of its prompts, the mean
-    P(right letter) over them and the largest completeness gap, both in probability units. `asked`: the queries with their
-    prompts, so that a saved run can be looked into (empty in a result that was put together by hand).
+    P(right letter) over them and the largest completeness gap, both in probability units; where `config.read` is "answer",
+    the geometric mean of P over the tokens of the right answer, and gaps in nats of its mean log P. `asked`: the queries
+    with their prompts, so that a saved run can be looked into (empty in a result that was put together by hand).
     `failed`: a row for every query that was to be located and could not be (query, group, prompt, reason: see `Failure`);
     such a query stands in no other table, is not in `asked` and does not count in |C|.
     `gaps`: a row for every layer of every prompt (query, prompt, layer, gap, change, probability), prompts counted from 0:
@@ -125,16 +126,17 @@ class QRNeurons:
     def rough(self) -> pd.DataFrame:
         """The rows of `queries` whose largest completeness gap is above 5 % of their mean P(right letter), largest first.
 
+        Where texts were read, above 0.05 nats a token, which is 5 % of P as well.
         Their clusters may lack neurons or hold others; rule "auto" or more steps remedy that.
         """
-        share = self.queries["gap"] / self.queries["probability"]
+        share = self.queries["gap"] / self._sizes(self.queries)
         worst = share[share > ROUGH_SHARE].sort_values(ascending=False, kind="stable")
         return self.queries.loc[worst.index].reset_index(drop=True)
 
     @cached_property
     def rough_prompts(self) -> pd.DataFrame:
         """The rows of `gaps` whose gap is above 5 % of their query's mean P(right letter): those that make it `rough`."""
-        return above_share(self.gaps, self.queries.set_index("query")["probability"]).reset_index(drop=True)
+        return above_share(self.gaps, self._sizes(self.queries.set_index("query"))).reset_index(drop=True)
 
     @cached_property
     def missed_layers(self) -> pd.DataFrame:
@@ -142,7 +144,11 @@ class QRNeurons:
 
         The latter is what rule "auto" tolerates: layers that hardly change P are not counted. Largest share of P first.
         """
-        return missed(self.gaps)
+        return missed(self.gaps, self._sizes(self.gaps))
+
+    def _sizes(self, rows: pd.DataFrame) -> pd.Series:
+        """What the gaps of some rows are measured by: P, and 1 nat where they are gaps of log P, of which P is a factor."""
+        return rows["probability"] if self.config.read == "letter" else pd.Series(1.0, rows.index)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -234,6 +240,8 @@ class QRNeurons:
         file = path / "header.json"
         header = read_record(file)
         failed = field_of(tuple[Failure, ...], header, "failed", file) if header["format"] > 1 else ()
+        # a run of a time before answers could be read is about letters
+        header["config"] = {"read": "letter", **field_of(dict[str, Any], header, "config", file)}
         config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
         clusters, queries = read_clusters(path / "clusters.parquet", model), read_queries(path / "queries.parquet")
         asked = value_of(QuerySet, _asked_record(path / "asked.json"), str(path / "asked.json"))
@@ -271,15 +279,17 @@ class QRNeurons:
     def __repr__(self) -> str:
         mean = len(self.table) / len(self.queries)
         failed = f", {len(self.failed)} more failed" if len(self.failed) else ""
+        read = "" if self.config.read == "letter" else ", read from whole answers"
         return (
-            f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups{failed}, {mean:.1f} QR neurons a query, "
-            f"{len(self.common)} common neurons, model {self.model.name!r}{self._gaps_told()})"
+            f"QRNeurons({len(self.queries)} queries in {len(self.groups)} groups{failed}{read}, {mean:.1f} QR neurons a "
+            f"query, {len(self.common)} common neurons, model {self.model.name!r}{self._gaps_told()})"
         )
 
     def _gaps_told(self) -> str:
         told, prompts, missing = "", count_prompts(self.rough_prompts), count_prompts(self.missed_layers)
         if len(self.rough):
-            told = f", gap above {ROUGH_SHARE:.0%} of P in {len(self.rough)} queries"
+            limit = f"{ROUGH_SHARE:.0%} of P" if self.config.read == "letter" else f"{ROUGH_SHARE:g} nats"
+            told = f", gap above {limit} in {len(self.rough)} queries"
             told += f" ({prompts} prompts)" if prompts else ""
         if missing:
             queries = self.missed_layers["query"].nunique()
@@ -312,12 +322,15 @@ def read_queries(path: Path) -> pd.DataFrame:
 
 
 def _asked_record(path: Path) -> Any:
-    """What the file of a run's queries holds; queries of a time before they could name their fact name none."""
+    """What the file of a run's queries holds; those of a time before they could name their fact, or be open, do neither."""
     record = read_json(path)
     queries = record.get("queries") if isinstance(record, dict) else None
     for query in queries if isinstance(queries, list) else []:
         if isinstance(query, dict):
             query.setdefault("fact", "")
+            for prompt in query.get("prompts") or ():
+                if isinstance(prompt, dict):
+                    prompt.setdefault("read", "letter")
     return record
 
 

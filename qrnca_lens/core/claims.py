@@ -24,8 +24,12 @@ def claim_in(record: Path, kind: str, *beside: str) -> dict[str, Any] | None:
 
 
 def claimed_config(claim: dict[str, Any], record: Path, default_site: str) -> dict[str, Any]:
-    """The configuration that a claim names; in one of format 1 a site of null is the model's default. RunError for none."""
-    config = field_of(dict[str, Any], claim, "config", record)
+    """The configuration that a claim names; in one of format 1 a site of null is the model's default. RunError for none.
+
+    One of a time before answers could be read is about letters.
+    """
+    config = {**field_of(dict[str, Any], claim, "config", record)}
+    config.setdefault("read", "letter")
     if claim["format"] == 1 and config.get("site", "") is None:
         return {**config, "site": default_site}
     return config

@@ -3,13 +3,14 @@
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.forms import form_shares, given_away
 from qrnca_lens.data.multi_choice import Distractors, to_multi_choice
-from qrnca_lens.data.query import ALL_GROUPS, Prompt, Query, QuerySet, Question
+from qrnca_lens.data.query import ALL_GROUPS, Prompt, Query, QuerySet, Question, Read
 from qrnca_lens.data.readers.files import load_queries, load_questions, save_queries
-from qrnca_lens.data.templates import LETTERS, TEMPLATES
+from qrnca_lens.data.templates import LETTERS, OPEN_TEMPLATES, TEMPLATES
 
 __all__ = [
     "ALL_GROUPS",
     "LETTERS",
+    "OPEN_TEMPLATES",
     "TEMPLATES",
     "DataError",
     "Distractors",
@@ -17,6 +18,7 @@ __all__ = [
     "Query",
     "QuerySet",
     "Question",
+    "Read",
     "form_shares",
     "given_away",
     "load_queries",

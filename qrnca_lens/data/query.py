@@ -11,15 +11,16 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 import pandas as pd
 
-from qrnca_lens.core.values import listed, number, seed_number, whole_number
+from qrnca_lens.core.values import listed, number, seed_number, whole_number, yes_or_no
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.templates import LETTERS
+from qrnca_lens.data.templates import LETTERS, OPEN_TEMPLATES
 from qrnca_lens.data.texts import (
+    check_distinct_options,
     check_names,
     check_one_line,
     check_options,
@@ -29,6 +30,8 @@ from qrnca_lens.data.texts import (
     normalise,
 )
 
+Read: TypeAlias = Literal["letter", "answer"]
+"""What a prompt's answer is read from: the right option's letter, or its own text."""
 ALL_GROUPS = "all groups"
 """What views call the sum over the groups; no group may be called so."""
 
@@ -66,25 +69,31 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered multi-choice prompt: it ends where the letter of the right option is to follow.
+    """A rendered prompt. It ends where the letter of the right option is to follow or, where `read` is "answer" (an open
+    prompt), the right option's own text.
 
-    `options`: the four texts of A to D, or none where they are not known. Raises DataError for a letter that is none of
-    these, an empty text, options that are not four different single lines of the text in their order, and a text that labels
-    other options at the starts of its lines (`texts.labelled_options`).
+    `options`: the four texts of A to D, or none where they are not known; an open prompt has them, and does not show them.
+    Raises DataError for a letter that is none of these, an empty text, options that are not four different single lines (of
+    the text, in their order), and a text that labels other options at the starts of its lines (`texts.labelled_options`).
     """
 
     text: str
     letter: str
     template: str = ""
     options: tuple[str, ...] = ()
+    read: Read = "letter"
 
     def __post_init__(self) -> None:
         if self.letter not in LETTERS:
             raise DataError(f"prompt letter {self.letter!r} is not one of {', '.join(LETTERS)}")
+        if self.read not in get_args(Read):
+            raise DataError(f"a prompt's field 'read': {self.read!r} is none of {', '.join(get_args(Read))}")
         check_text(self.text, "text", "a prompt")
         check_text(self.template, "template", "a prompt", empty=True)
         check_texts(self.options, "options", "a prompt")
-        if self.options:
+        if self.read == "answer":
+            check_distinct_options(self.options, "an open prompt")
+        elif self.options:
             check_options(self.options, self.text, "a prompt")
         else:
             labelled_options(self.text, "a prompt")
@@ -116,7 +125,7 @@ class Query:
     """A multi-choice question with its prompts, one per template. `question` and `answer` are "" for pre-rendered data.
 
     Raises DataError if it has no prompt, or one whose letter does not stand for the answer (where both are known), or two
-    whose letters stand for different options.
+    whose letters stand for different options, and for open prompts beside others.
     """
 
     id: str
@@ -137,6 +146,7 @@ class Query:
         check_group(self.group, where)
         if not self.prompts:
             raise DataError(f"{where} has no prompt")
+        _check_one_read(where, self.prompts)
         right, why = self.answer, f"the answer is {self.answer!r}"
         for prompt in self.prompts:
             marked = prompt.marked
@@ -150,12 +160,18 @@ class Query:
         """What counts as one observation: the fact that the query asks for, where it is named, else the query itself."""
         return self.fact or self.id
 
+    @property
+    def read(self) -> Read:
+        """What the answers of its prompts are read from."""
+        return self.prompts[0].read
+
 
 @dataclass(frozen=True)
 class QuerySet:
     """An ordered collection of queries with distinct ids. `made` tells the steps and seeds that it came by, in order.
 
-    Raises DataError for an id that stands twice, groups that only look the same, and a name or step of half a character.
+    Raises DataError for an id that stands twice, groups that only look the same, open prompts beside others, and a name or
+    step of half a character.
     """
 
     queries: tuple[Query, ...]
@@ -169,6 +185,7 @@ class QuerySet:
         if twice:
             raise DataError(f"{self.name}: query id {twice[0]!r} stands twice; ids must be distinct")
         check_names("group", ((f"{self.name}, query {query.id!r}", query.group) for query in self.queries))
+        _check_one_read(self.name, [query.prompts[0] for query in self.queries])
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -188,9 +205,15 @@ class QuerySet:
         return tuple(dict.fromkeys(query.group for query in self.queries))
 
     @property
+    def read(self) -> Read:
+        """What the answers of its prompts are read from; "letter" for a set without queries."""
+        return self.queries[0].read if self.queries else "letter"
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of ids, groups, prompt texts and letters: two sets with the same fingerprint give the same results."""
-        rows = [[q.id, q.group, [[p.text, p.letter] for p in q.prompts]] for q in self.queries]
+        """SHA-256 of ids, groups, prompt texts, letters and the options of open prompts: two sets with the same fingerprint
+        give the same results."""
+        rows = [[q.id, q.group, [_identity(p) for p in q.prompts]] for q in self.queries]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
     def for_group(self, *groups: str) -> QuerySet:
@@ -219,6 +242,19 @@ class QuerySet:
             self._where(lambda query: query.id in first, f"{step} detection"),
             self._where(lambda query: query.id not in first, f"{step} held out"),
         )
+
+    def as_open(self, *, held_out: bool = False) -> QuerySet:
+        """The same questions in open prompts, three wordings of each (the held-out one alone if `held_out`): they show no
+        option and end before the answer (`templates.OPEN_TEMPLATES`).
+
+        The options stay known, in the order of the query's first prompt, so that the answers can be compared. The set itself
+        where its prompts are open already. Raises DataError for a query that lacks question or options or whose language
+        has no such templates.
+        """
+        if self.read == "answer" and len(self):
+            return self
+        queries = tuple(replace(query, prompts=_open_prompts(query, yes_or_no("held_out", held_out))) for query in self)
+        return QuerySet(queries, self.name, (*self.made, f"open prompts{' held-out template' * held_out}"))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt: query, group, language, template, letter, question, answer, text."""
@@ -250,6 +286,31 @@ class QuerySet:
 
     def _where(self, keep: Callable[[Query], bool], step: str) -> QuerySet:
         return QuerySet(tuple(query for query in self.queries if keep(query)), self.name, (*self.made, step))
+
+
+def _open_prompts(query: Query, held_out: bool) -> tuple[Prompt, ...]:
+    where, first = f"query {query.id!r}", query.prompts[0]
+    remedy = "open prompts are made of a question and four options, so give those (docs/data.md)"
+    if not query.question:
+        raise DataError(f"{where}: field 'question' is empty; {remedy}")
+    if not first.shown:
+        raise DataError(f"{where}: the options of its first prompt are not known; {remedy}")
+    if query.language not in OPEN_TEMPLATES:
+        known = ", ".join(OPEN_TEMPLATES)
+        raise DataError(f"{where}: field 'language': no open templates for {query.language!r}; there are {known}")
+    templates = OPEN_TEMPLATES[query.language]
+    used = (templates.held_out,) if held_out else templates.detection
+    return tuple(Prompt(t.render_open(query.question), first.letter, t.key, first.shown, "answer") for t in used)
+
+
+def _identity(prompt: Prompt) -> list[Any]:
+    """What results depend on: the options of a letter's prompt stand in its text."""
+    return [prompt.text, prompt.letter, *([list(prompt.options)] if prompt.read == "answer" else [])]
+
+
+def _check_one_read(where: str, prompts: Sequence[Prompt]) -> None:
+    if len({prompt.read for prompt in prompts}) > 1:
+        raise DataError(f"{where}: holds open prompts beside prompts that ask for a letter; keep them in sets of their own")
 
 
 def check_query_set(queries: object) -> None:

@@ -1,8 +1,9 @@
-"""Instruction templates that turn a question and four options into a prompt (paper, section 3.1).
+"""Templates that turn a question into a prompt: with four options (paper, section 3.1), or open, without any.
 
 Per language three templates (|Q| = 3) are used for detection and one is held out: it words the
 instruction in its own way, so that it measures whether a model answers the question rather than a template.
-Every option stands on its own line and every prompt ends right before the option letter.
+In `TEMPLATES` every option stands on its own line and every prompt ends right before the option letter; prompts of
+`OPEN_TEMPLATES` name no option and end right before the answer itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ LETTERS = ("A", "B", "C", "D")
 
 @dataclass(frozen=True)
 class Template:
-    """`text` has the fields {question}, {a}, {b}, {c}, {d}; `key` names it in results."""
+    """`text` has the field {question} and, where options are shown, {a}, {b}, {c}, {d}; `key` names it in results."""
 
     key: str
     text: str
@@ -23,6 +24,10 @@ class Template:
         """The prompt: `options` in the order A, B, C, D."""
         a, b, c, d = options
         return self.text.format(question=question, a=a, b=b, c=c, d=d)
+
+    def render_open(self, question: str) -> str:
+        """The prompt of an open template."""
+        return self.text.format(question=question)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ def _four(language: str, one: str, two: str, three: str, held_out: str) -> Templ
     keys = (f"{language}-1", f"{language}-2", f"{language}-3")
     first, second, third = (Template(key, text) for key, text in zip(keys, (one, two, three), strict=True))
     return TemplateSet((first, second, third), Template(f"{language}-held-out", held_out))
+
+
+def _open(language: str, one: str, two: str, three: str, held_out: str) -> TemplateSet:
+    return _four(f"{language}-open", *(text.replace("{q}", "{question}") for text in (one, two, three, held_out)))
 
 
 _DOTS = "A. {a}\nB. {b}\nC. {c}\nD. {d}\n"
@@ -85,5 +94,50 @@ TEMPLATES: dict[str, TemplateSet] = {
         "请选择正确的选项。\n{question}\n" + _BRACKETS + "正确的选项是",
         "{question}\n选项:\n" + _CLOSED + "正确的字母是",
         "问题: {question}\n选项:\n" + _BRACKETS + "正确的答案是",
+    ),
+}
+
+OPEN_TEMPLATES: dict[str, TemplateSet] = {
+    "en": _open(
+        "en",
+        "Question: {q}\nAnswer:",
+        "Answer the question.\n{q}\nThe correct answer is",
+        "Q: {q}\nA short answer:",
+        "Here is a question: {q}\nThe answer to it is",
+    ),
+    "ar": _open(
+        "ar",
+        "السؤال: {q}\nالجواب:",
+        "أجب عن السؤال.\n{q}\nالجواب الصحيح هو",
+        "سؤال: {q}\nجواب قصير:",
+        "إليك سؤالا: {q}\nوجوابه هو",
+    ),
+    "fr": _open(
+        "fr",
+        "Question : {q}\nRéponse :",
+        "Répondez à la question.\n{q}\nLa bonne réponse est",
+        "Q : {q}\nUne réponse courte :",
+        "Voici une question : {q}\nSa réponse est",
+    ),
+    "ja": _open(
+        "ja",
+        "質問: {q}\n答え:",
+        "質問に答えてください。\n{q}\n正しい答えは",
+        "問: {q}\n短い答え:",
+        "次の質問があります: {q}\nその答えは",
+    ),
+    "ru": _open(
+        "ru",
+        "Вопрос: {q}\nОтвет:",
+        "Ответьте на вопрос.\n{q}\nПравильный ответ:",
+        "В: {q}\nКраткий ответ:",
+        "Вот вопрос: {q}\nОтвет на него:",
+    ),
+    "zh": _open(
+        "zh",
+        "问题: {q}\n答案:",
+        "请回答问题。\n{q}\n正确的答案是",
+        "问: {q}\n简短的答案:",
+        "这里有一个问题: {q}\n它的答案是",
     ),
 }

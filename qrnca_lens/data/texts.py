@@ -90,14 +90,29 @@ def check_one_line(text: str, field: str, where: str) -> None:
         raise DataError(f"{where}: field {field!r}: {text!r} has a line break; an option stands on one line")
 
 
-def check_options(options: Sequence[str], text: str, where: str) -> None:
-    """Refuse options that are not four different single lines, in the order in which they stand in the prompt's `text`."""
+def space_before(prompt: str, answer: str) -> str:
+    """The space that a writer puts between a prompt and its answer: none after white space or an opening bracket or quote,
+    and none beside a character of a script that is written without spaces (Chinese, Japanese)."""
+    last, first = prompt[-1:], answer[:1]
+    if last.isspace() or unicodedata.category(last or " ") in ("Ps", "Pi"):
+        return ""
+    wide = any(unicodedata.east_asian_width(character) in "WF" for character in (last, first) if character)
+    return "" if wide or first.isspace() else " "
+
+
+def check_distinct_options(options: Sequence[str], where: str) -> None:
+    """Refuse options that are not four different single lines."""
     for option in options:
         check_one_line(option, "options", where)
     if len(options) != len(LETTERS):
         raise DataError(f"{where}: field 'options': expected {len(LETTERS)} texts, found {len(options)}")
     if len({normalise(option) for option in options}) < len(LETTERS):
         raise DataError(f"{where}: field 'options': fewer than {len(LETTERS)} distinct options in {list(options)!r}")
+
+
+def check_options(options: Sequence[str], text: str, where: str) -> None:
+    """Refuse options that are not four different single lines, in the order in which they stand in the prompt's `text`."""
+    check_distinct_options(options, where)
     shown, position = normalise(text), 0
     for letter, option in zip(LETTERS, options, strict=True):
         position = shown.find(normalise(option), position)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
-from qrnca_lens.attribution.letters import edited_letters
+from qrnca_lens.attribution.options import edited_options
 from qrnca_lens.attribution.targets import is_right
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number
@@ -35,7 +35,7 @@ def other_queries(model: HookedModel, queries: QuerySet, edited: Mapping[str, Ne
     owners, factor = list(edited), number("factor", factor)
     right, p = [], []
     prompts, edits = [query.prompts[0] for query in queries], [(edited[owner], factor) for owner in owners]
-    found = edited_letters(model, prompts, [edits] * len(prompts))
+    found = edited_options(model, prompts, [edits] * len(prompts))
     for prompt, letters in zip(prompts, found, strict=True):
         right.append(is_right(letters, prompt.right))
         p.append(letters[:, prompt.right])

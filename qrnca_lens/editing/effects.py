@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qrnca_lens.attribution.letters import edited_letters
+from qrnca_lens.attribution.options import edited_options
 from qrnca_lens.attribution.targets import is_right
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
@@ -31,14 +31,20 @@ COLUMNS = [
     "prompts",
     "p_before",
     "p_after",
+    "log_p_before",
+    "log_p_after",
     "right_before",
     "wrong_to_right",
     "right_to_wrong",
     "p_same_before",
     "p_same_after",
+    "log_p_same_before",
+    "log_p_same_after",
     "same_prompts",
     "p_other_before",
     "p_other_after",
+    "log_p_other_before",
+    "log_p_other_after",
     "other_prompts",
     "same_partners",
     "other_partners",
@@ -56,7 +62,7 @@ class _Edit:
 
 @dataclass(frozen=True)
 class _Answer:
-    """P(right letter), and whether it is the likeliest letter."""
+    """P of the right option, and whether it is the likeliest."""
 
     p: float
     right: bool
@@ -79,13 +85,17 @@ def edit_effects(
 
     `queries` of a run are its `located.asked`, without those that failed. `methods` maps a method's name to its neurons by
     query id. `positions` are scaled: "last" (the paper), "all", a position or spans. p_before and p_after are means of
-    P(right letter) over a query's prompts; right_before, wrong_to_right and right_to_wrong count prompts (the answer is the
-    likeliest of the four letters).
+    P(right letter) over a query's prompts, log_p_… of its logarithm in nats; right_before, wrong_to_right and right_to_wrong
+    count prompts (the answer is the likeliest of the four letters).
 
     Each prompt is compared with two prompts of unrelated queries at the same place (`partners_of`): one with the same right
     letter, on which an effect on the letter shows (p_same_…), and one with another, on which only an effect on all answers
     does (p_other_…). Their P is that of their own right letter, averaged over those of the query's prompts that have such a
     partner: same_prompts and other_prompts tell how many, NaN stands for none, same_partners and other_partners name them.
+
+    On open prompts P is that of the right answer's text, the geometric mean over its tokens, so that log_p_… is the mean of
+    log P over them; "last" is every position at which one is read, and the answer is the likeliest of the four texts. There
+    p_same_… is of another query of the same group, on which an effect on the group shows, and p_other_… of one of another.
     All methods and factors meet the same partners. An empty set changes nothing. Every prompt runs once for all edits that
     concern it. Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
     """
@@ -125,7 +135,7 @@ def _run(
 ) -> _Read:
     prompts = {place: queries[place[0]].prompts[place[1]] for place in wanted}
     edits = [[(methods[edit.method][edit.owner], edit.factor) for edit in of_place] for of_place in wanted.values()]
-    letters = edited_letters(model, [prompt.text for prompt in prompts.values()], edits, positions=positions)
+    letters = edited_options(model, list(prompts.values()), edits, positions=positions)
     read: dict[tuple[_Edit | None, Place], _Answer] = {}
     for (place, prompt), found in zip(prompts.items(), letters, strict=True):
         p, right = found[:, prompt.right].tolist(), is_right(found, prompt.right).tolist()
@@ -140,13 +150,30 @@ def _row(edit: _Edit, query: Query, neurons: int, partners: Mapping[str, Partner
     right = sum(was for was, _ in turns), sum(now > was for was, now in turns), sum(was > now for was, now in turns)
     head = (edit.method, edit.factor, query.id, query.group, query.unit, neurons, len(own))
     same, other = ([place for place in places if place] for places in (of.same, of.other))
-    compared = (*_means(edit, same, read), len(same), *_means(edit, other, read), len(other))
-    return (*head, *_means(edit, own, read), *right, *compared, shown_places(of.same), shown_places(of.other))
+    compared = (*_both(edit, same, read), len(same), *_both(edit, other, read), len(other))
+    return (*head, *_both(edit, own, read), *right, *compared, shown_places(of.same), shown_places(of.other))
+
+
+def _both(edit: _Edit, places: Sequence[Place], read: _Read) -> tuple[float, ...]:
+    return *_means(edit, places, read), *_log_means(edit, places, read)
 
 
 def _means(edit: _Edit, places: Sequence[Place], read: _Read) -> tuple[float, float]:
-    """Mean P(right letter) over some prompts, before and after an edit; NaN for none."""
+    """Mean P of the right option over some prompts, before and after an edit; NaN for none."""
     if not places:
         return math.nan, math.nan
     before, after = (sum(read[key, place].p for place in places) / len(places) for key in (None, edit))
     return before, after
+
+
+def _log_means(edit: _Edit, places: Sequence[Place], read: _Read) -> tuple[float, float]:
+    """The mean of log P, as `_means`."""
+    if not places:
+        return math.nan, math.nan
+    logs = [[_log(read[key, place].p) for place in places] for key in (None, edit)]
+    before, after = (sum(of_key) / len(places) for of_key in logs)
+    return before, after
+
+
+def _log(p: float) -> float:
+    return math.log(p) if p > 0 else -math.inf

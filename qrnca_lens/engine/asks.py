@@ -22,12 +22,16 @@ _REMEDY = "give 'last', 'all', a position or spans (start, stop)"
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt, the positions at which an MLP is scaled (rising), and an objective over its last `reads` positions."""
+    """One prompt, the positions at which an MLP is scaled (rising), and an objective over its last `reads` positions.
+
+    `size`: what completeness gaps of the objective are measured by; None is its value of the untouched model.
+    """
 
     tokens: Tokens
     objective: Objective
     scaled: tuple[int, ...]
     reads: int = 1
+    size: float | None = None
 
     @property
     def start(self) -> int:
@@ -40,9 +44,11 @@ class Ask:
         return len(self.tokens) - self.start
 
 
-def asked(tokens: Tokens, objective: Objective, positions: Positions = "last", reads: int = 1) -> Ask:
+def asked(
+    tokens: Tokens, objective: Objective, positions: Positions = "last", reads: int = 1, size: float | None = None
+) -> Ask:
     """An `Ask` of these positions; "last" is the last position of the prompt, the first one from which logits are read."""
-    return Ask(tokens, objective, _where(positions, len(tokens), reads), reads)
+    return Ask(tokens, objective, _where(positions, len(tokens), reads), reads, size)
 
 
 def _where(positions: Positions, length: int, reads: int) -> tuple[int, ...]:
@@ -90,3 +96,8 @@ def spans_of(positions: int | Sequence[tuple[int, int]]) -> list[tuple[int, int 
 def probability_of(target: int) -> Objective:
     """P(target) at the last position, the softmax taken in float32 over the whole vocabulary."""
     return lambda logits: logits[..., -1, :].float().softmax(-1)[..., target]
+
+
+def log_probability_of(target: int) -> Objective:
+    """log P(target) at the last position, in nats, as `probability_of`."""
+    return lambda logits: logits[..., -1, :].float().log_softmax(-1)[..., target]

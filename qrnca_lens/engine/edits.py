@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from qrnca_lens.core.neurons import NeuronSet
+from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.core.values import number
 from qrnca_lens.engine.agreement import drift_of, tolerance_of
 from qrnca_lens.engine.asks import Ask, Positions, asked
@@ -18,12 +19,12 @@ from qrnca_lens.engine.finite import check_logits, check_weights
 from qrnca_lens.engine.hooks import Hook, with_hooks
 from qrnca_lens.engine.reading import last_logits
 from qrnca_lens.engine.rows import groups, run_rows, texts_of
-from qrnca_lens.models import HookedModel, exclusive, mlp_width, site_hook, to_tokens
+from qrnca_lens.models import HookedModel, exclusive, mlp_width, site_hook, text_of, to_tokens
 
 Edit: TypeAlias = tuple[NeuronSet, float]
 """Neurons, and the factor that their activations are multiplied by."""
 Reading = Callable[[torch.Tensor], torch.Tensor]
-"""What is kept of the logits [row, token] after a prompt: [row, ...]."""
+"""What is kept of the logits [row, read, token] at the last positions of a prompt that are read: [row, ...]."""
 _ROWS = 512
 _NUMBERS = 2**26  # held at once in one tensor of whole prompts
 
@@ -31,14 +32,16 @@ _NUMBERS = 2**26  # held at once in one tensor of whole prompts
 @torch.no_grad()
 def read_edited(
     model: HookedModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Tokens],
     edits: Sequence[Sequence[Edit]],
     readings: Sequence[Reading],
     *,
-    positions: Positions = "last",
+    positions: Sequence[Positions] | None = None,
+    reads: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
     """For each prompt what its reading makes of the untouched logits (row 0) and of those with each of its edits.
 
+    `positions` of each prompt are scaled (None: the last one of all), and `reads` last positions of it are read (None: one).
     ModelError for logits or weights that are NaN or infinite, ValueError for a neuron outside the model or a factor that is
     none. Prompts that the rows cannot stand for run whole for every edit, with a SlowPathWarning.
     """
@@ -46,10 +49,12 @@ def read_edited(
         neurons.check_inside(model.cfg.n_layers, mlp_width(model))
         number("factor", factor)
     if prompts:
-        check_weights(model, prompts[0])
+        check_weights(model, text_of(model, prompts[0]))
+    last: list[Positions] = ["last"] * len(prompts)
+    counts = reads or [1] * len(prompts)
     jobs = [
-        _Job(prompt, asked(to_tokens(model, prompt), _no_objective, positions), list(of_prompt), reading)
-        for prompt, of_prompt, reading in zip(prompts, edits, readings, strict=True)
+        _Job(prompt, asked(to_tokens(model, prompt), _no_objective, at, count), list(of_prompt), reading)
+        for prompt, at, count, of_prompt, reading in zip(prompts, positions or last, counts, edits, readings, strict=True)
     ]
     most = max((len(job.edits) for job in jobs), default=0)
     found: list[torch.Tensor] = []
@@ -68,16 +73,16 @@ def _together(model: HookedModel, jobs: Sequence[_Job], rows: int) -> int:
 class _Job:
     """One prompt with its edits, in the rising order of the layers they begin in."""
 
-    def __init__(self, prompt: str, ask: Ask, edits: list[Edit], reading: Reading) -> None:
-        self.prompt, self.ask, self.edits, self.reading = prompt, ask, edits, reading
+    def __init__(self, prompt: str | Tokens, ask: Ask, edits: list[Edit], reading: Reading) -> None:
+        self._prompt, self.ask, self.edits, self._reading = prompt, ask, edits, reading
         firsts = [min((neuron.layer for neuron in neurons), default=10**9) for neurons, _ in edits]
         self.order = sorted(range(len(edits)), key=firsts.__getitem__)
         self.firsts = [firsts[i] for i in self.order]
 
     def read(self, model: HookedModel, logits: torch.Tensor) -> torch.Tensor:
-        """The reading of logits [row, token]."""
-        check_logits(model, self.prompt, self.ask.tokens, logits)
-        return self.reading(logits)
+        """The reading of logits [row, read, token]."""
+        check_logits(model, text_of(model, self._prompt), self.ask.tokens, logits)
+        return self._reading(logits)
 
 
 def _no_objective(logits: torch.Tensor) -> torch.Tensor:
@@ -95,7 +100,7 @@ def _by_rows(model: HookedModel, jobs: Sequence[_Job]) -> list[torch.Tensor | No
     """The readings of every job; None for one whose untouched row does not give the model's own logits."""
     texts = texts_of(model, [job.ask for job in jobs], "post")
     chosen, tolerance = texts.scaled(), tolerance_of(model)
-    read = [[job.read(model, logits[-1:])] for job, logits in zip(jobs, texts.logits, strict=True)]
+    read = [[job.read(model, logits[None])] for job, logits in zip(jobs, texts.logits, strict=True)]
     good = [True] * len(jobs)
     most, size = max(len(job.edits) for job in jobs), max(1, _ROWS // len(jobs))
     for start in range(0, most, size):
@@ -110,7 +115,7 @@ def _by_rows(model: HookedModel, jobs: Sequence[_Job]) -> list[torch.Tensor | No
             logits = texts.finish(final[: count + 1, i, texts.reads(i)])
             good[i] &= bool(drift_of(logits[0], texts.logits[i]) <= tolerance)
             if good[i] and count:
-                read[i].append(job.read(model, logits[1:, -1]))
+                read[i].append(job.read(model, logits[1:]))
     return [_in_order(job, torch.cat(rows)) if ok else None for job, rows, ok in zip(jobs, read, good, strict=True)]
 
 
@@ -156,14 +161,14 @@ def _scaling(entries: Sequence[tuple[int, list[int], float]], chosen: torch.Tens
 
 def _whole(model: HookedModel, job: _Job) -> torch.Tensor:
     """The readings of one job, its whole prompt run for every row."""
-    tokens, edits = job.ask.tokens, [(NeuronSet(), 1.0), *job.edits]
+    tokens, reads, edits = job.ask.tokens, job.ask.reads, [(NeuronSet(), 1.0), *job.edits]
     chosen = torch.zeros(1, len(tokens), dtype=torch.bool, device=tokens.device)
     chosen[0, list(job.ask.scaled)] = True
-    found, size = [], max(1, min(_ROWS, _NUMBERS // max(len(tokens) * mlp_width(model), model.cfg.d_vocab)))
+    found, size = [], max(1, min(_ROWS, _NUMBERS // max(len(tokens) * mlp_width(model), reads * model.cfg.d_vocab)))
     for start in range(0, len(edits), size):
         part = edits[start : start + size]
         batch = tokens.expand(len(part), -1)
         with with_hooks(model, _scaling_rows(model, enumerate(part), chosen)):
-            logits, _ = last_logits(model, batch, torch.ones_like(batch))
-        found.append(job.read(model, logits[:, -1]))
+            logits, _ = last_logits(model, batch, torch.ones_like(batch), reads=reads)
+        found.append(job.read(model, logits))
     return torch.cat(found)

@@ -76,7 +76,7 @@ Run = Callable[[Sequence[Ask], Mapping[int, Bounds]], tuple[list[float], dict[in
 
 def integrate_panels(task: PathTask, asks: Sequence[Ask], run: Run) -> list[PathIntegral]:
     """The integrals of `task` for some asks; only layers and asks that do not add up yet are run again."""
-    progress = _Progress(task, len(asks))
+    progress = _Progress(task, [ask.size for ask in asks])
     todo = progress.first()
     while todo:
         who = sorted({ask for of_layer in todo.values() for ask in of_layer})
@@ -99,11 +99,11 @@ def _bounds(panels: Mapping[int, list[Panel]], who: Sequence[int]) -> Bounds:
 class _Progress:
     """The panels that are settled, summed up for every ask and layer."""
 
-    def __init__(self, task: PathTask, asks: int) -> None:
-        self._rule, self._layers, self._asks = task.quadrature, task.model.cfg.n_layers, asks
+    def __init__(self, task: PathTask, sizes: Sequence[float | None]) -> None:
+        self._rule, self._layers, self._asks, self._sizes = task.quadrature, task.model.cfg.n_layers, len(sizes), sizes
         self._scores: dict[int, torch.Tensor] = {}
-        self._gaps = torch.zeros(asks, self._layers, dtype=torch.float64)
-        self._nodes = torch.zeros(asks, self._layers, dtype=torch.long)
+        self._gaps = torch.zeros(self._asks, self._layers, dtype=torch.float64)
+        self._nodes = torch.zeros(self._asks, self._layers, dtype=torch.long)
         self.untouched: list[float] = []
 
     def first(self) -> dict[int, dict[int, list[Panel]]]:
@@ -145,7 +145,8 @@ class _Progress:
     def _split(self, ask: int, layer: int, panels: Sequence[Panel], sizes: Sequence[float]) -> set[int]:
         """Which panels are halved: while all gaps together are too large, those with more than their share, if there is
         room. Numbers that are none are settled, and found in the scores."""
-        limit = tolerated_gap(self.untouched[ask])
+        size = self._sizes[ask]
+        limit = tolerated_gap(self.untouched[ask] if size is None else size)
         if not self._gaps[ask, layer].item() + sum(sizes) > limit:
             return set()
         over = [at for at, (start, stop) in enumerate(panels) if sizes[at] > limit * (stop - start)]

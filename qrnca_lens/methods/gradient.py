@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qrnca_lens.attribution.integrated import integrate
+from qrnca_lens.attribution.integrals import integrate
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.methods.scoring import Asked
+from qrnca_lens.methods.scoring import Asked, Part, mean_over_parts
+from qrnca_lens.models import HookedModel
 
 
 def gradient_scores(asked: Sequence[Asked]) -> list[Scores]:
-    """f * dP(right letter) / df."""
-    prompts, objectives = [one.prompt.text for one in asked], [one.target.objective for one in asked]
-    return [path.scores for path in integrate(asked[0].model, prompts, objectives, steps=1)]
+    """f * dP(right letter) / df; of an answer f * d log P / df, the mean over its tokens."""
+    return mean_over_parts(asked, _scores)
+
+
+def _scores(model: HookedModel, parts: list[Part]) -> list[Scores]:
+    texts, objectives = [part.tokens for part in parts], [part.objective for part in parts]
+    return [path.scores for path in integrate(model, texts, objectives, steps=1)]

@@ -4,41 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from qrnca_lens.attribution.integrated import AttributionError
+from qrnca_lens.attribution.answers import before_token, option_answers
+from qrnca_lens.attribution.integrals import AttributionError
 from qrnca_lens.attribution.letters import options_of
-from qrnca_lens.attribution.targets import Choice
-from qrnca_lens.core.shapes import Scores
+from qrnca_lens.attribution.targets import Answer, Choice
+from qrnca_lens.core.shapes import Scores, Tokens
 from qrnca_lens.data import Prompt, QuerySet
+from qrnca_lens.engine.asks import Objective, log_probability_of
 from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.methods.ranking import Ranking
-from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, mlp_width
+from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, mlp_width, to_tokens
+
+
+class Part(NamedTuple):
+    """One token that is read at the last position of a text, and the objective: its P, or of an answer's token its log P."""
+
+    tokens: Tokens
+    token: int
+    objective: Objective
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt put to one model: what a scoring function gets."""
+    """One prompt put to one model: what a scoring function gets.
+
+    `options`: the letters' tokens or, of an open prompt, the options' texts as answers.
+    """
 
     model: HookedModel
     prompt: Prompt
-    letters: OptionTokens
+    options: OptionTokens | tuple[Answer, ...]
 
     @property
-    def target(self) -> Choice:
-        """The right letter among the four, with its objective."""
-        return Choice(self.letters, self.letters.letters.index(self.prompt.letter))
+    def target(self) -> Choice | Answer:
+        """The right option, with its objective."""
+        options, right = self.options, self.prompt.right
+        return Choice(options, right) if isinstance(options, OptionTokens) else options[right]
 
     @property
-    def right(self) -> int:
-        """The token id of the right letter."""
-        return self.letters.id_of(self.prompt.letter)
-
-    @property
-    def wrong(self) -> list[int]:
-        """The token ids of the wrong letters."""
-        return [self.letters.id_of(letter) for letter in self.letters.letters if letter != self.prompt.letter]
+    def parts(self) -> list[Part]:
+        """What is scored, each token at the last position of its own text: the right letter or, of an open prompt, every
+        token of the right answer after those before it. Scores of a prompt are means over them."""
+        target, tokens = self.target, to_tokens(self.model, self.prompt.text)
+        if isinstance(target, Choice):
+            return [Part(tokens, target.ids[0], target.objective)]
+        texts = [before_token(self.model, tokens, target, place) for place in range(target.reads)]
+        return [Part(text, token, log_probability_of(token)) for text, token in zip(texts, target.ids, strict=True)]
 
 
 ScoreFunction = Callable[[Asked], Scores]
@@ -55,8 +70,7 @@ def one_by_one(function: ScoreFunction) -> ScoresTogether:
 def scores_of_prompts(model: HookedModel, prompts: Sequence[Prompt], key: str, function: ScoresTogether) -> list[Scores]:
     """The function's scores for each prompt. AttributionError, with the key, for a wrong shape or what is no number."""
     check_hooked(model)
-    letters = options_of(model, prompts)
-    asked = [Asked(model, prompt, options) for prompt, options in zip(prompts, letters, strict=True)]
+    asked = _asked(model, prompts)
     with torch.inference_mode(False):  # so that a function can take gradients wherever it is called
         scores = function(asked)
     for found, prompt in zip(scores, prompts, strict=True):
@@ -65,6 +79,22 @@ def scores_of_prompts(model: HookedModel, prompts: Sequence[Prompt], key: str, f
         if not torch.isfinite(found).all():
             raise AttributionError(f"{key}: NaN or infinite scores for the prompt {prompt.text[-80:]!r}")
     return scores
+
+
+def _asked(model: HookedModel, prompts: Sequence[Prompt]) -> list[Asked]:
+    asking = [prompt for prompt in prompts if prompt.read == "letter"]
+    letters = iter(options_of(model, asking))
+    return [
+        Asked(model, prompt, next(letters) if prompt.read == "letter" else tuple(option_answers(model, prompt)))
+        for prompt in prompts
+    ]
+
+
+def mean_over_parts(asked: Sequence[Asked], score: Callable[[HookedModel, list[Part]], list[Scores]]) -> list[Scores]:
+    """The scores of each prompt, from a function that scores the parts of all of them together."""
+    parts = [one.parts for one in asked]
+    found = iter(score(asked[0].model, [part for of_one in parts for part in of_one]))
+    return [torch.stack([next(found) for _ in of_one]).mean(0) for of_one in parts]
 
 
 def rank_by_scores(

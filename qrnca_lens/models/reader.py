@@ -16,9 +16,10 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.core.shapes import Tokens
+from qrnca_lens.data.texts import space_before
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, device_of
-from qrnca_lens.models.single_tokens import OptionTokens, check_whole, letters_after, plain_ids, token_of
+from qrnca_lens.models.single_tokens import OptionTokens, check_whole, letters_after, plain_ids, token_of, tokens_after
 
 Rendering: TypeAlias = Literal["raw"]
 """How a prompt's text is put to the model: "raw", as it stands."""
@@ -38,6 +39,11 @@ def reader_of(model: HookedModel) -> Reader:
 def to_tokens(model: HookedModel, prompt: str | Tokens) -> Tokens:
     """`Reader.tokens` of the model's reader."""
     return reader_of(model).tokens(prompt)
+
+
+def text_of(model: HookedModel, prompt: str | Tokens) -> str:
+    """A prompt as a text: itself, or its tokens decoded."""
+    return prompt if isinstance(prompt, str) else str(model.tokenizer.decode(to_tokens(model, prompt)))
 
 
 def target_id(model: HookedModel, target: str | SupportsIndex) -> int:
@@ -127,6 +133,26 @@ class Reader:
             )
         return forms
 
+    def answer(self, prompt: str, text: str) -> tuple[int, ...]:
+        """The tokens of an answer that follows a prompt, as they are written there.
+
+        A space goes before the answer where a writer puts one (`data.texts.space_before`). Where writing it there changes
+        the prompt's own tokens, the answer's are those of the answer alone. Raises ModelError for an empty answer, one that
+        the tokenizer has no tokens for, and one that does not fit the model's context together with the prompt.
+        """
+        model = self._fresh()
+        if not text.strip():
+            raise ModelError(f"the answer to {_short(prompt)} is empty; give a text")
+        check_whole(text, "answer")
+        ids = self._answer(prompt, space_before(prompt, text) + text)
+        length = len(self.tokens(prompt)) + len(ids) - 1
+        if length > model.cfg.n_ctx:
+            raise ModelError(
+                f"the prompt and all tokens of the answer but the last are {length} tokens, the model's context holds "
+                f"{model.cfg.n_ctx}: {_short(prompt)} and {_short(text)}"
+            )
+        return ids
+
     def record(self) -> dict[str, Any]:
         """What decides the ids of a text, as plain values.
 
@@ -151,6 +177,7 @@ class Reader:
             self._state, tokenizer = state, model.tokenizer
             self._ids = lru_cache(_KEPT)(self._read)
             self._after = lru_cache(_KEPT)(self._read_letters)
+            self._answer = lru_cache(_KEPT)(lambda prompt, text: tokens_after(tokenizer, prompt, text))
             self._single = lru_cache(_KEPT)(lambda target: token_of(tokenizer, target))
             self._vocabulary = lru_cache(1)(lambda: _hash_of(tokenizer))
             self._merges = _merges(tokenizer)

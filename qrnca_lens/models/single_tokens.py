@@ -1,4 +1,6 @@
-"""Which one token stands for a text: a target, or an option letter after a prompt. Functions of a tokenizer alone."""
+"""Which tokens stand for a text: the one of a target or of an option letter after a prompt, those of an answer after it.
+
+Functions of a tokenizer alone."""
 
 from __future__ import annotations
 
@@ -65,6 +67,23 @@ def token_of(tokenizer: PreTrainedTokenizerBase, target: str) -> int:
         return found
     count = len(plain_ids(tokenizer, target))
     raise ModelError(f"the target {target!r} is not one token of this model ({count} tokens); give a token id")
+
+
+def tokens_after(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> tuple[int, ...]:
+    """The tokens that `text`, its leading space included, adds to a prompt; where it changes those of the prompt, what it
+    adds to one of a few short contexts that it leaves alone. ModelError where there are none or an unknown one."""
+    for context in (prompt, *_AFTER[1:]):
+        added = _added(tokenizer, plain_ids(tokenizer, context), context + text)
+        if added:
+            break
+    else:
+        added = plain_ids(tokenizer, text)
+    if not added or tokenizer.unk_token_id in added:
+        raise ModelError(
+            f"the tokenizer cannot write the answer {text.strip()!r}: "
+            + ("it makes no token of it" if not added else f"a part of it is its unknown token {tokenizer.unk_token!r}")
+        )
+    return added
 
 
 def letters_after(

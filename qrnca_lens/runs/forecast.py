@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qrnca_lens.attribution import AttributionError, attribute
-from qrnca_lens.attribution.letters import target_of
+from qrnca_lens.attribution.options import target_of
+from qrnca_lens.attribution.targets import Target
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.core.shown import notebook
@@ -18,6 +19,7 @@ from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.engine.budget import integral_cost, layers_at_once, together
 from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import HookedModel, ModelError, check_hooked, check_site, to_tokens
+from qrnca_lens.runs.pipeline import queries_for
 
 _TIMED = 4  # prompts that are timed together, after one that warms up
 
@@ -26,9 +28,10 @@ _TIMED = 4  # prompts that are timed together, after one that warms up
 class Estimate:
     """What locating some queries takes.
 
-    `prompts`, `tokens` of them all and `longest` of one: of the queries whose prompts fit. `rows`: copies of a last position
-    that run through layers, (the rule's nodes and both ends) x layers for every prompt; with rule "auto" those it begins
-    with. `together`: prompts in the largest batch (a bridge's run alone). `memory`: the most bytes
+    `prompts`, `tokens` of them all and `longest` of one: of the queries whose prompts fit. `targets`: what is integrated,
+    one a prompt, or one for each token of its right answer where texts are read. `rows`: copies of a last position that run
+    through layers, (the rule's nodes and both ends) x layers for every target; with rule "auto" those it begins with.
+    `together`: prompts in the largest batch (a bridge's run alone). `memory`: the most bytes
     of a batch, above the loaded model, by the cost model. `seconds`: by timing a few of the prompts, with the model's
     present device; None where they cannot be attributed.
     """
@@ -36,6 +39,7 @@ class Estimate:
     prompts: int
     tokens: int
     longest: int
+    targets: int
     rows: int
     together: int
     memory: int
@@ -43,8 +47,9 @@ class Estimate:
 
     def __str__(self) -> str:
         taken = "an unknown time" if self.seconds is None else f"about {_duration(self.seconds)}"
+        answers = f" with {self.targets:,} answer tokens" if self.targets != self.prompts else ""
         return (
-            f"{self.prompts:,} prompts, {self.tokens:,} tokens (at most {self.longest:,}), {self.rows:,} rows: "
+            f"{self.prompts:,} prompts{answers}, {self.tokens:,} tokens (at most {self.longest:,}), {self.rows:,} rows: "
             f"{self.together:,} prompts together, about {_size(self.memory)} above the model, {taken}"
         )
 
@@ -62,32 +67,49 @@ def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None =
     tolerance_of(model)
     config = config or QRNCAConfig()
     check_site(model, config.site)
+    queries = queries_for(queries, config.read)
     parts = [queries.queries[start : start + QUERIES_TOGETHER] for start in range(0, len(queries), QUERIES_TOGETHER)]
-    counted = [[pair for query in part for pair in _that_fit(model, query)] for part in parts]
+    counted = [[asked for query in part for asked in _that_fit(model, query)] for part in parts]
     counted = [part for part in counted if part]
     if not counted:
-        return Estimate(0, 0, 0, 0, 0, 0, 0.0)
+        return Estimate(0, 0, 0, 0, 0, 0, 0, 0.0)
     nodes = quadrature(config.rule, config.steps).with_ends().to_begin_with
-    lengths = [[length for _, length in part] for part in counted]
+    lengths = [[length for asked in part for length in asked.lengths] for part in counted]
     batches = [_batch(model, part, nodes) for part in lengths]
-    prompts = sum(map(len, counted))
+    flat = [asked for part in counted for asked in part]
+    targets = sum(map(len, lengths))
     return Estimate(
-        prompts=prompts,
-        tokens=sum(map(sum, lengths)),
+        prompts=len(flat),
+        tokens=sum(max(asked.lengths) for asked in flat),
         longest=max(map(max, lengths)),
-        rows=prompts * nodes * model.cfg.n_layers,
+        targets=targets,
+        rows=targets * nodes * model.cfg.n_layers,
         together=max(size for size, _ in batches),
         memory=max(memory for _, memory in batches),
-        seconds=_seconds(model, [pair for part in counted for pair in part], config),
+        seconds=_seconds(model, flat, targets, config),
     )
 
 
-def _that_fit(model: HookedModel, query: Query) -> list[tuple[Prompt, int]]:
-    """One query's prompts and their lengths in tokens; none where one of them does not fit."""
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt, the right answer's tokens where it is open, and the length of what stands before each target."""
+
+    prompt: Prompt
+    lengths: tuple[int, ...]
+
+
+def _that_fit(model: HookedModel, query: Query) -> list[_Asked]:
+    """One query's prompts; none where one of them does not fit."""
     try:
-        return [(prompt, len(to_tokens(model, prompt.text))) for prompt in query.prompts]
+        return [_Asked(prompt, _lengths(model, prompt)) for prompt in query.prompts]
     except ModelError:
         return []
+
+
+def _lengths(model: HookedModel, prompt: Prompt) -> tuple[int, ...]:
+    length = len(to_tokens(model, prompt.text))
+    more = target_of(model, prompt).reads if prompt.read == "answer" else 1
+    return tuple(range(length, length + more))
 
 
 def _batch(model: HookedModel, lengths: Sequence[int], nodes: int) -> tuple[int, int]:
@@ -98,22 +120,21 @@ def _batch(model: HookedModel, lengths: Sequence[int], nodes: int) -> tuple[int,
     return size, integral_cost(model, longest, nodes, 1, layers).of(size)
 
 
-def _seconds(model: HookedModel, prompts: Sequence[tuple[Prompt, int]], config: QRNCAConfig) -> float | None:
-    """The time of all prompts, from that of some of median length with their own targets: rule "auto" takes as many nodes as
-    they need."""
-    by_length = [prompt for prompt, _ in sorted(prompts, key=lambda pair: pair[1])]
+def _seconds(model: HookedModel, prompts: Sequence[_Asked], targets: int, config: QRNCAConfig) -> float | None:
+    """The time of all targets, from that of some prompts of median length: rule "auto" takes as many nodes as they need."""
+    by_length = sorted(prompts, key=lambda asked: asked.lengths[-1])
     middle = max(0, (len(by_length) - _TIMED) // 2)
     timed, taken = by_length[middle : middle + _TIMED], 0.0
     try:
-        letters = [target_of(model, prompt).ids[0] for prompt in timed]
+        aims: list[Target] = [target_of(model, asked.prompt) for asked in timed]
         for count in (1, len(timed)):
-            texts = [prompt.text for prompt in timed[:count]]
+            texts = [asked.prompt.text for asked in timed[:count]]
             began = time.perf_counter()
-            attribute(model, texts, letters[:count], steps=config.steps, rule=config.rule, site=config.site)
+            attribute(model, texts, aims[:count], steps=config.steps, rule=config.rule, site=config.site)
             taken = time.perf_counter() - began
     except (AttributionError, ModelError):
         return None
-    return taken / len(timed) * len(prompts)
+    return taken / sum(len(asked.lengths) for asked in timed) * targets
 
 
 def _duration(seconds: float) -> str:

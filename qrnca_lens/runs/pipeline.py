@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,14 +19,16 @@ import torch
 
 from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
+from qrnca_lens.attribution.answers import option_answers
 from qrnca_lens.attribution.letters import decisions, option_tokens, options_of
+from qrnca_lens.attribution.targets import Answer, Choice, Target
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, PromptGaps, count_prompts
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.core.store import run_place
 from qrnca_lens.core.terminal import progress_bar
-from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.data import DataError, Prompt, Query, QuerySet, Read
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.engine.batches import QUERIES_TOGETHER
@@ -65,10 +68,15 @@ def locate(
     queries: QuerySet,
     config: QRNCAConfig | None = None,
     *,
+    read: Read | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> QRNeurons:
     """Find the QR neurons of every query (paper, section 3).
+
+    `read` says what is attributed (None: what `config` says, which is "letter" by default): P of the right letter, or with
+    "answer" the mean log P over the tokens of the right answer's own text, each at its own last position. The queries are
+    then put as open prompts (`QuerySet.as_open`), and `asked` of the result holds these.
 
     A query with a prompt that the model cannot take (too long, say), whose scores are not numbers or that meets another
     RuntimeError (torch's, out of memory say) is left out and told: it stands in `failed` of the result, with the reason,
@@ -95,7 +103,9 @@ def locate(
     check_hooked(model)
     check_query_set(queries)
     tolerance_of(model)
-    config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
+    config = config or QRNCAConfig()
+    config = replace(config, site=check_site(model, config.site), read=read or config.read)
+    queries = queries_for(queries, config.read)
     check_enough_queries(len(queries), config.common_share)
     checked = check_prompts(model, queries)
     check_enough_left(queries, checked.failed, config)
@@ -106,7 +116,7 @@ def locate(
         "name": queries.name,
         "made": list(queries.made),
         "reader": reader,
-        "letters": checked.decided,
+        **({"letters": checked.decided} if config.read == "letter" else {"answers": checked.decided}),
         "versions": _versions(),
     }
     run = RunFolder(folder, identity, about)
@@ -135,22 +145,24 @@ def locate(
 class CheckedPrompts:
     """What `check_prompts` finds, before anything is computed.
 
-    `letters`: the right letter's token for every prompt of every query that can be used. `decided`: which tokens stand for
-    the letters, after how many prompts, and how much probability the model gives them. `failed`: the queries that cannot be
-    used.
+    `targets`: what is attributed at every prompt of every query that can be used. `decided`: which tokens stand for the
+    letters, after how many prompts, and how much probability the model gives them; of open prompts how many tokens the
+    right answers have. `failed`: the queries that cannot be used.
     """
 
-    letters: dict[str, list[int]]
+    targets: dict[str, list[Target]]
     decided: list[dict[str, Any]]
     failed: list[Failure]
 
 
 def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
-    """Whether the model can take every prompt of every query, and which tokens stand for the letters after it.
+    """Whether the model can take every prompt of every query, and which tokens stand for the letters or answers after it.
 
     Raises what concerns everything, as `locate` does.
     """
-    letters: dict[str, list[int]] = {}
+    if queries.read == "answer":
+        return _check_open(model, queries)
+    targets: dict[str, list[Target]] = {}
     decided: list[OptionTokens] = []
     failures = _Failures()
     for start in range(0, len(queries), _READ_TOGETHER):
@@ -162,8 +174,31 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
                 for prompt in query.prompts:
                     found.append(option_tokens(model, prompt))
                 decided += found
-                letters[query.id] = [o.id_of(prompt.letter) for o, prompt in zip(found, query.prompts, strict=True)]
-    return CheckedPrompts(letters, decisions(decided), list(failures.by_query.values()))
+                targets[query.id] = [Choice(o, prompt.right) for o, prompt in zip(found, query.prompts, strict=True)]
+    return CheckedPrompts(targets, decisions(decided), list(failures.by_query.values()))
+
+
+def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
+    targets: dict[str, list[Target]] = {}
+    failures = _Failures()
+    for query in queries:
+        found: list[Answer] = []
+        with failures.told(query, found):
+            for prompt in query.prompts:
+                found.append(option_answers(model, prompt)[prompt.right])
+            targets[query.id] = [*found]
+    counts = Counter(target.reads for of_query in targets.values() for target in of_query)
+    decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
+    return CheckedPrompts(targets, decided, list(failures.by_query.values()))
+
+
+def queries_for(queries: QuerySet, read: Read) -> QuerySet:
+    """The queries as they are put to be read so: as open prompts for answers. DataError for open prompts and letters."""
+    if read == "answer":
+        return queries.as_open()
+    if queries.read == "answer":
+        raise DataError(f"{queries.name}: open prompts end before the answer, so no letter follows; give read='answer'")
+    return queries
 
 
 def _read_together(model: HookedModel, queries: Sequence[Query]) -> None:
@@ -266,23 +301,23 @@ def _attributed(
     Where that fails, they run prompt by prompt, so that the query at fault is found and the others are not lost.
     """
     prompts = [prompt.text for query in queries for prompt in query.prompts]
-    letters = [letter for query in queries for letter in checked.letters[query.id]]
+    targets = [target for query in queries for target in checked.targets[query.id]]
     if not prompts:
         return
     together: Iterator[Attribution] | None
     try:
-        together = iter(attribute(model, prompts, letters, steps=config.steps, rule=config.rule, site=config.site))
+        together = iter(attribute(model, prompts, targets, steps=config.steps, rule=config.rule, site=config.site))
     except Exception as error:  # noqa: BLE001 - run again prompt by prompt, where it is raised or told
         _LOG.debug("the batch of query %r runs prompt by prompt: %s", queries[0].id, error)
         together = None
     for query in queries:
         found: list[Attribution] = []
         with failures.told(query, found):
-            for prompt, letter in zip(query.prompts, checked.letters[query.id], strict=True):
+            for prompt, target in zip(query.prompts, checked.targets[query.id], strict=True):
                 if together is not None:
                     found.append(next(together))
                 else:
-                    asked = (prompt.text, letter)
+                    asked = (prompt.text, target)
                     found.append(attribute(model, *asked, steps=config.steps, rule=config.rule, site=config.site))
         if query.id not in failures.by_query:
             yield query, found
@@ -306,20 +341,24 @@ def _told(queries: QuerySet, failed: Sequence[Failure]) -> str:
 def _rough(located: QRNeurons) -> str:
     """What a GapWarning says: both counts, by queries and prompts, the worst of each, and the remedy."""
     rough, rows, queries, told = located.rough, located.missed_layers, len(located.queries), []
+    letters = located.config.read == "letter"
+    changed = "P" if letters else "log P"
+    limit = f"{ROUGH_SHARE:.0%} of P(right letter)" if letters else f"{ROUGH_SHARE:g} nats of log P(right answer) a token"
     prompts = count_prompts(located.gaps)
     if len(rough):
         worst, bad = rough.iloc[0], count_prompts(located.rough_prompts)
         of_prompts = f" ({bad} of {prompts} prompts)" if bad else ""
         told.append(
-            f"in {len(rough)} of {queries} queries{of_prompts} the completeness gap is above {ROUGH_SHARE:.0%} of P(right "
-            f"letter); the worst, {worst['query']!r}: a gap of {worst['gap']:.2g} at P = {worst['probability']:.2g}"
+            f"in {len(rough)} of {queries} queries{of_prompts} the completeness gap is above {limit}; the "
+            f"worst, {worst['query']!r}: a gap of {worst['gap']:.2g} at P = {worst['probability']:.2g}"
         )
     if len(rows):
         worst = rows.iloc[0]
         told.append(
             f"{count_prompts(rows)} of {prompts} prompts (in {rows['query'].nunique()} of {queries} queries) have a layer "
-            f"whose integral misses more than {MISSED_SHARE:.0%} of what the layer changes P by; the worst, prompt "
-            f"{worst['prompt']} of {worst['query']!r} at layer {worst['layer']}: {worst['gap']:.2g} of {worst['change']:.2g}"
+            f"whose integral misses more than {MISSED_SHARE:.0%} of what the layer changes {changed} by; "
+            f"the worst, prompt {worst['prompt']} of {worst['query']!r} at layer {worst['layer']}: {worst['gap']:.2g} of "
+            f"{worst['change']:.2g}"
         )
     remedy = (
         "even 256 nodes a layer are too few; a bfloat16 model can be loaded in float32"

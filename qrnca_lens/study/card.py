@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from qrnca_lens.attribution.letters import answers
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.core.values import WrongKindError, whole_number

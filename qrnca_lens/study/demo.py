@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qrnca_lens.attribution.letters import letter_probabilities
+from qrnca_lens.attribution.options import option_probabilities
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import with_interval
 from qrnca_lens.core.neurons import NeuronSet
@@ -106,7 +106,7 @@ def edit_table(model: HookedModel, query: Query, located: QRNeurons) -> pd.DataF
     rows = []
     for name, neurons, factor in cases:
         with scale(model, neurons, factor):
-            rows.append([name, *letter_probabilities(model, query.prompts[:1])[0].tolist()])
+            rows.append([name, *option_probabilities(model, query.prompts[:1])[0].tolist()])
     return pd.DataFrame(rows, columns=["edit", *[f"P({letter})" for letter in query.prompts[0].names]])
 
 

@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.parallel import Parallel, delayed
 
-from qrnca_lens.attribution.letters import letters_and_activations
+from qrnca_lens.attribution.options import options_and_activations
 from qrnca_lens.attribution.targets import likeliest
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import clustered_interval, quantile_interval
@@ -156,7 +156,7 @@ def _probed(
     count = min(map(len, places))
     columns = np.concatenate([place[:count] for place in places], axis=1)
     learned = last_activations(model, [prompt.text for prompt in _prompts(fitting)], every).numpy()
-    p, activity = letters_and_activations(model, _prompts(asked), every)
+    p, activity = options_and_activations(model, _prompts(asked), every)
     tasks = (delayed(_probe)(learned[:, some], fitting, activity.numpy()[:, some], seed) for some in columns)
     return likeliest(p).numpy()[None], np.array(list(Parallel(n_jobs=-1)(tasks)), dtype=int)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from qrnca_lens.attribution.letters import edited_letters
+from qrnca_lens.attribution.options import edited_options
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import Prompt, Query
@@ -71,7 +71,7 @@ def strongest_examples(
 def effect_of(model: HookedModel, chosen: Neuron, query: Query) -> list[float]:
     """Mean P(right letter) over the query's prompts: untouched, then with each of `EDITS` at the last token; exact."""
     edits = [(NeuronSet((chosen,)), factor) for factor in EDITS.values()]
-    found = edited_letters(model, query.prompts, [edits] * len(query.prompts))
+    found = edited_options(model, query.prompts, [edits] * len(query.prompts))
     p = torch.stack([rows[:, prompt.right] for rows, prompt in zip(found, query.prompts, strict=True)])
     return p.mean(0).tolist()
 

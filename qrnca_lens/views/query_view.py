@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from qrnca_lens.attribution.letters import edited_letters, letter_probabilities, option_tokens
+from qrnca_lens.attribution.options import edited_options, option_probabilities
 from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
@@ -120,7 +120,7 @@ def show(model: HookedModel | None, located: QRNeurons, query_id: str, *, prompt
     if not 0 <= prompt < len(query.prompts):
         raise ValueError(f"query {query_id!r} has prompts 0 to {len(query.prompts) - 1}, not {prompt}")
     model = model_of(model, located)
-    return look(model, located, query, letter_probabilities(model, query.prompts), prompt)
+    return look(model, located, query, option_probabilities(model, query.prompts), prompt)
 
 
 def look(
@@ -140,8 +140,8 @@ def look(
 def dose_response(model: HookedModel, prompt: Prompt, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
     """Columns edit, factor and P of every letter after `prompt`, a row for each edit and each of `FACTORS`."""
     scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
-    p, options = edited_letters(model, [prompt], [scaled])[0][1:], option_tokens(model, prompt)
+    p = edited_options(model, [prompt], [scaled])[0][1:]
     names = [(name, factor) for name, _ in edits for factor in FACTORS]
     return pd.DataFrame(
-        [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *options.letters]
+        [(*name, *row) for name, row in zip(names, p.tolist(), strict=True)], columns=["edit", "factor", *prompt.names]
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from qrnca_lens.attribution.letters import letters_and_activations
+from qrnca_lens.attribution.options import options_and_activations
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.values import number
@@ -41,7 +41,7 @@ class Session:
         neurons = NeuronSet.from_frame(located.clusters[["layer", "neuron"]].drop_duplicates())
         self._columns = {n: k for k, n in enumerate(sorted(neurons))}
         prompts = [prompt for query in located.asked for prompt in query.prompts]
-        p, self._activity = letters_and_activations(self.model, prompts, neurons)
+        p, self._activity = options_and_activations(self.model, prompts, neurons)
         parts = p.split([len(query.prompts) for query in located.asked])
         self._letters = {query.id: part for query, part in zip(located.asked, parts, strict=True)}
         self.query = lru_cache(QUERIES)(self._query)
