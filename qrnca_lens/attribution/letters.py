@@ -119,9 +119,7 @@ def edited_letters(
     All prompts run together, each once for all its edits.
     """
     readings = [_letters_read(options.ids) for options in options_of(model, prompts)]
-    texts = [_text(prompt) for prompt in prompts]
-    where: list[Positions] = [positions] * len(texts)
-    return read_edited(model, texts, edits, readings, positions=where)
+    return read_edited(model, [_text(prompt) for prompt in prompts], edits, readings, positions=positions)
 
 
 def _letters_read(ids: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
