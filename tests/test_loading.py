@@ -218,13 +218,6 @@ def test_folders_that_are_something_else(copy_of: Folder, tmp_path: Path, folder
     for method in ("gptq", "awq", "bitsandbytes"):
         with pytest.raises(ModelError, match=rf"the weights are quantised \({method}\)"):
             load_model(copy_of(config={"quantization_config": {"quant_method": method}}))
-    adapter = copy_of()
-    (adapter / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds a PEFT adapter; .*merge_and_unload"):
-        load_model(adapter)
-    (adapter / "config.json").unlink()
-    with pytest.raises(ModelError, match="holds a PEFT adapter"):
-        load_model(adapter)
     with pytest.raises(ModelError, match="BertForMaskedLM is not a causal"):
         load_model(folder_of("bert"))
     for architecture in ("LlamaForSequenceClassification", "LlamaModel"):
@@ -236,7 +229,7 @@ def test_folders_that_are_something_else(copy_of: Folder, tmp_path: Path, folder
     with pytest.raises(ModelError, match=r"no config\.json in this folder"):
         load_model(tmp_path / "empty")
     with pytest.raises(ModelError, match="this is a file"):
-        load_model(adapter / "model.safetensors")
+        load_model(folder_of("bert") / "model.safetensors")
 
 
 def test_a_model_of_text_and_images_is_refused_and_nothing_is_installed(tmp_path: Path, monkeypatch: Any) -> None:
