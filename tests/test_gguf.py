@@ -34,7 +34,7 @@ OWN = {
     "llama3": LlamaConfig(
         **{**GATED, "max_position_embeddings": 16384},
         num_key_value_heads=2,
-        rope_parameters={**LLAMA3, "rope_theta": 500.0, "original_max_position_embeddings": 8192},
+        rope_parameters={**LLAMA3, "rope_theta": 500000.0, "original_max_position_embeddings": 8192},
     ),
 }
 """Sizes that transformers fixes for a GGUF, and the scaling of Llama 3 as released."""

@@ -81,19 +81,19 @@ def _gguf_elsewhere(text: str, path: Path, local: bool) -> Source:
 def _adapted(folder: Path, name: str) -> Source:
     """The base model of a PEFT adapter, which is merged into it once it is read."""
     base = base_of(folder)
+    place = folder / base if (folder / base).is_dir() else Path(base).expanduser()
+    write = "write the folder or hub name of the plain model as base_model_name_or_path in adapter_config.json"
+    what = "a GGUF file, whose weights are rounded" if is_gguf(place) else "an adapter itself"
+    if is_gguf(place) or (place / "adapter_config.json").is_file() or base == name:
+        raise ModelError(f"{folder}: the base model {base!r} of this PEFT adapter is {what}; {write}")
     try:
-        found = find_source(base if not (folder / base).is_dir() else folder / base)
+        found = find_source(place if place.is_dir() else base)
     except ModelError as error:
         raise ModelError(
-            f"{folder}: this PEFT adapter is for the base model {base!r}, which cannot be used ({error}); write the folder "
-            "or hub name of that model as base_model_name_or_path in adapter_config.json"
+            f"{folder}: the base model {base!r} of this PEFT adapter cannot be used ({error}); {write}"
         ) from error
-    if found.gguf is not None or found.adapter is not None:
-        what = "a GGUF file, whose weights are rounded" if found.gguf is not None else "an adapter itself"
-        raise ModelError(
-            f"{folder}: the base model {base!r} of this PEFT adapter is {what}; write the folder or hub name of the plain "
-            "model as base_model_name_or_path in adapter_config.json"
-        )
+    if found.adapter is not None:
+        raise ModelError(f"{folder}: the base model {base!r} of this PEFT adapter is {what}; {write}")
     return replace(found, name=name, adapter=folder)
 
 
