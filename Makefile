@@ -6,7 +6,7 @@ TL4_TESTS := $(patsubst %,tests/test_%.py,models loading tokens reader targets e
 	attribution editing collateral readout explore circuit budget refinement last_logits forecast)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test test-tl4 test-browser check format notebooks bench card docs clean
+.PHONY: setup demo test test-tl4 test-browser real-model test-real check format notebooks bench card docs clean
 
 setup: .venv/ready
 
@@ -41,6 +41,14 @@ test-browser: .venv/ready
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		$(SUDO) sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends chromium'
 	$(BIN)/pytest -q -m browser
+
+# SmolLM2-135M-Instruct, 98 MB, into models/; at once where it is already
+real-model: .venv/ready
+	$(BIN)/python tests/real_model.py
+
+# what is shown on a real language model
+test-real: real-model
+	$(BIN)/pytest -q -m real
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
