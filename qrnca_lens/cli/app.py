@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(queries_app, name="queries")
-Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
+Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder, a GGUF file, a PEFT adapter or a hub name")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what it takes, by a short calibration, and stop")]
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
@@ -127,7 +127,7 @@ def attribute(
 
 @app.command()
 def card(
-    model: Annotated[str, typer.Argument(help="'atlas' or a model folder")] = "atlas",
+    model: Annotated[str, typer.Argument(help="'atlas', a model folder or a GGUF file")] = "atlas",
     out: Annotated[Path | None, typer.Option(help="a Markdown file to write as well")] = None,
     per_group: Annotated[int | None, typer.Option(min=1, help="fewer questions a group, for a quick look")] = None,
     device: Device = None,

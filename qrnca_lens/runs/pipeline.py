@@ -43,6 +43,7 @@ from qrnca_lens.models import (
     reader_of,
 )
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.origin import source_entry
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
@@ -118,6 +119,7 @@ def locate(
         "reader": reader,
         **({"letters": checked.decided} if config.read == "letter" else {"answers": checked.decided}),
         "versions": _versions(),
+        **source_entry(model),
     }
     run = RunFolder(folder, identity, about)
     with run.opened():
