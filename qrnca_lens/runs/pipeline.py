@@ -40,6 +40,7 @@ from qrnca_lens.models import (
     reader_of,
 )
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.runs.answering import ChanceWarning, Check, Reading
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
@@ -80,6 +81,8 @@ def locate(
     A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), of prompts at which a layer's gap
     is above a tenth of what the layer changes (`QRNeurons.missed_layers`), and how to remedy it.
 
+    A ChanceWarning tells, before anything is computed, of a model whose answers are not told from chance (`ql.check`).
+
     With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
     model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
     may be called again with other queries too: those that the folder knows are not computed again. A finished folder that
@@ -99,6 +102,9 @@ def locate(
     check_enough_queries(len(queries), config.common_share)
     checked = check_prompts(model, queries)
     check_enough_left(queries, checked.failed, config)
+    answered = Check.of(str(model.cfg.model_name), checked.readings)
+    if answered.advice:
+        warnings.warn(answered.advice, ChanceWarning, stacklevel=2)
     shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
     reader = reader_of(model).record()
     identity = RunIdentity(asdict(config), asdict(shape), reader, queries, check_site(model, None))
@@ -137,12 +143,13 @@ class CheckedPrompts:
 
     `letters`: the right letter's token for every prompt of every query that can be used. `decided`: which tokens stand for
     the letters, after how many prompts, and how much probability the model gives them. `failed`: the queries that cannot be
-    used.
+    used. `readings`: P of each option after every prompt of the others.
     """
 
     letters: dict[str, list[int]]
     decided: list[dict[str, Any]]
     failed: list[Failure]
+    readings: list[Reading]
 
 
 def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
@@ -152,6 +159,7 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
     """
     letters: dict[str, list[int]] = {}
     decided: list[OptionTokens] = []
+    readings: list[Reading] = []
     failures = _Failures()
     for start in range(0, len(queries), _READ_TOGETHER):
         part = queries.queries[start : start + _READ_TOGETHER]
@@ -163,7 +171,8 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
                     found.append(option_tokens(model, prompt))
                 decided += found
                 letters[query.id] = [o.id_of(prompt.letter) for o, prompt in zip(found, query.prompts, strict=True)]
-    return CheckedPrompts(letters, decisions(decided), list(failures.by_query.values()))
+                readings.append(Reading(query, tuple(options.probabilities for options in found)))
+    return CheckedPrompts(letters, decisions(decided), list(failures.by_query.values()), readings)
 
 
 def _read_together(model: HookedModel, queries: Sequence[Query]) -> None:

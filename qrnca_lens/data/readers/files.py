@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qrnca_lens.core.values import yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.multi_choice import DistractorPool, Distractors, check_distractors, check_language, to_multi_choice
-from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
+from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, Rendering, check_questions
 from qrnca_lens.data.readers.formats import csv_records, json_rows, named_cells, parse_json, read_text, write_rows
 from qrnca_lens.data.templates import TEMPLATES
 from qrnca_lens.data.texts import check_names, check_text, check_texts
@@ -26,7 +26,7 @@ _DATASET_FOLDERS = (_HERE.parents[2] / "_datasets", _HERE.parents[3] / "datasets
 SHIPPED = ("atlas/domains", "atlas/languages")
 _REQUIRED = ("id", "group", "question", "answer")
 _QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right", "fact")
-_PROMPT_FIELDS = ("text", "letter", "template", "options")
+_PROMPT_FIELDS = ("text", "letter", "template", "options", "rendering")
 _LISTS = ("distractors", "also_right")
 _MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
 _QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation", "fact")
@@ -174,7 +174,10 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
 def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     _known_fields(row, _PROMPT_FIELDS, where)
     template = _field(row, "template", where) if _given(row, "template") else ""
-    return Prompt(_field(row, "text", where), _field(row, "letter", where), template, _list(row, "options", where))
+    rendering = cast("Rendering", _field(row, "rendering", where)) if _given(row, "rendering") else "plain"
+    return Prompt(
+        _field(row, "text", where), _field(row, "letter", where), template, _list(row, "options", where), rendering
+    )
 
 
 def _once(key: str, known: Mapping[str, Any], where: str) -> None:
