@@ -19,11 +19,13 @@ from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.data import save_queries
 from qrnca_lens.data.readers import mlama, mmlu
 from qrnca_lens.data.readers.sources import save_questions
-from qrnca_lens.runs import forecast, pipeline
+from qrnca_lens.runs import checking, forecast, pipeline
+from qrnca_lens.runs.answering import Check, Reading
 from qrnca_lens.study import card, demo, report, tables, verdicts
 from qrnca_lens.views.explorer import page
 
 QUERIES = planted_queries("AABBCCDD", "xy")
+CHECKED = Check.of("tiny", [Reading(query, ((0.4, 0.3, 0.2, 0.1),)) for query in QUERIES])
 SHOWN = pd.DataFrame({"a": [1]})
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 
@@ -46,6 +48,7 @@ def standing(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
     stand(models, "load_model", "the model")
     monkeypatch.setattr(forecast, "estimate", lambda *given: f"estimate of {given[0]} for {len(given[1])} queries")
+    monkeypatch.setattr(checking, "check", lambda model, queries: CHECKED)
     return stand
 
 

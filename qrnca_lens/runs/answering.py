@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,8 +62,9 @@ class Reading:
 class Check:
     """What a model does with questions.
 
-    `answers`: a row a prompt (query, group, unit, prompt, right, answer, is_right, probability, mass, chance), prompts counted
-    from 0: what the right option and the likeliest are called, P of the right one, P of all options together, 1 / options.
+    `answers`: a row a prompt (query, group, unit, prompt, right, answer, is_right, probability, mass, chance), prompts
+    counted from 0: what the right option and the likeliest are called, P of the right one, P of all options together,
+    1 / options.
     `failed`: the queries that could not be read (query, group, prompt, reason), which count nowhere else.
     """
 
@@ -81,15 +82,16 @@ class Check:
     def groups(self) -> pd.DataFrame:
         """A row a group and, last, one for all: GROUP_COLUMNS.
 
-        `right` of `prompts`: `accuracy`, with its cluster interval over units of observation. `chance`: 1 / options. `habit`:
-        the accuracy of one who answers each option as often as the model does and each question at random; above `chance`
+        `right` of `prompts`: `accuracy`, with its cluster interval over units of observation. `chance`: 1 / options.
+        `habit`: the accuracy of one who answers each option as often as the model does and each question at random; above
+        `chance`
         where the options that the model prefers are those that are right more often. `verdict`: whether the interval lies
         above the higher of the two, below chance, or neither. `mean mass`, `lowest mass`: P of all options together.
         `answered`: the queries that are answered rightly in every prompt.
         """
         named = self.answers["group"].drop_duplicates()
         parts = [*((name, self.answers[self.answers["group"] == name]) for name in named), (ALL_GROUPS, self.answers)]
-        return pd.DataFrame([(name, *_summary(part)) for name, part in parts], columns=GROUP_COLUMNS)
+        return pd.DataFrame([_summary(str(name), part) for name, part in parts], columns=GROUP_COLUMNS)
 
     @cached_property
     def options(self) -> pd.DataFrame:
@@ -98,10 +100,8 @@ class Check:
         No rows where options are called by their own texts, so that none of them stands in all prompts.
         """
         names = sorted({*self.answers["right"], *self.answers["answer"]})
-        if len(names) > round(1 / self.answers["chance"].min()) if len(self.answers) else True:
-            names = []
-        rows, prompts = [], len(self.answers)
-        for name in names:
+        fewest, rows, prompts = self.answers["chance"].min(), [], len(self.answers)
+        for name in names if len(names) * fewest <= 1 else ():
             right, chosen = self.answers["right"] == name, self.answers["answer"] == name
             counts = int(right.sum()), int(chosen.sum())
             rows.append((name, *counts, *(count / prompts for count in counts), *_interval(self.answers, chosen)))
@@ -124,17 +124,19 @@ class Check:
         if self.verdict == ABOVE:
             return ""
         return (
-            f"{self._accuracy}: the answers stand for no knowledge, and neither do neurons that are found for them; ask as a "
-            "chat (as_chat, --chat), after solved questions (with_examples, --shots), another model, or more questions"
+            f"{self._accuracy}: the answers stand for no knowledge, and neither do neurons that are found for them; ask as "
+            "a chat (as_chat, --chat), after solved questions (with_examples, --shots), another model, or more questions"
         )
 
     @property
     def _accuracy(self) -> str:
         told = self.groups.iloc[-1]
-        level = f"chance, {max(told['chance'], told['habit']):.0%}" if told["prompts"] else "chance"
+        if not told["prompts"]:
+            return f"{self.model} could read no query"
+        share, level = _share(told["accuracy"], told), max(told["chance"], told["habit"])
         return (
-            f"{self.model} answers {told['right']} of {told['prompts']} prompts rightly ({_share(told['accuracy'], told)}), "
-            f"{str(told['verdict']).replace('chance', level)}"
+            f"{self.model} answers {told['right']} of {told['prompts']} prompts rightly ({share}), {told['verdict']} "
+            f"({level:.1%})"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -148,7 +150,7 @@ class Check:
             parts.append(f"{told['answered']} of {told['queries']} queries are answered in all wordings")
             parts.append(f"the options have {told['mean mass']:.1%} of the probability (lowest {told['lowest mass']:.1%})")
         if len(self.options):
-            most = self.options.loc[self.options["chosen"].idxmax()]
+            most = self.options.iloc[int(self.options["chosen"].to_numpy().argmax())]
             share = _share(most["share chosen"], most)
             parts.append(f"{most['option']} is chosen most, {share} of prompts, and right in {most['share right']:.0%}")
         if len(self.failed):
@@ -160,16 +162,25 @@ class Check:
         return notebook(repr(self), self.groups, self.options, *([self.failed] if len(self.failed) else []))
 
 
-def _summary(part: pd.DataFrame) -> tuple[int, int, int, float, float, float, float, float, str, float, float, int]:
-    """The columns of GROUP_COLUMNS but for the name."""
+def _summary(name: str, part: pd.DataFrame) -> dict[str, Any]:
+    """A row of GROUP_COLUMNS; what cannot be told of no prompts is left out."""
+    row = {"group": name, "queries": part["query"].nunique(), "prompts": len(part), "verdict": UNTOLD, "answered": 0}
     if not len(part):
-        return (0, 0, 0, *[math.nan] * 5, UNTOLD, math.nan, math.nan, 0)
+        return row | {"right": 0}
     right, chance, habit = part["is_right"], float(part["chance"].mean()), _habit(part)
     low, high = _interval(part, right)
-    verdict = ABOVE if low > max(chance, habit) else BELOW if high < chance else UNTOLD
-    answered = int(right.groupby(part["query"]).all().sum())
-    accuracy = (part["query"].nunique(), len(part), int(right.sum()), float(right.mean()), low, high)
-    return (*accuracy, chance, habit, verdict, float(part["mass"].mean()), float(part["mass"].min()), answered)
+    return row | {
+        "right": int(right.sum()),
+        "accuracy": float(right.mean()),
+        "low": low,
+        "high": high,
+        "chance": chance,
+        "habit": habit,
+        "verdict": ABOVE if low > max(chance, habit) else BELOW if high < chance else UNTOLD,
+        "mean mass": float(part["mass"].mean()),
+        "lowest mass": float(part["mass"].min()),
+        "answered": int(right.groupby(part["query"]).all().sum()),
+    }
 
 
 def _habit(part: pd.DataFrame) -> float:
