@@ -148,17 +148,17 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
     assert "Locating mine: estimate of the model for 8 queries\n" in told
     assert "it holds" in told and "q7" in told and "Numbers:" in told
     assert calls[:4] == [
-        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None}),
-        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None}),
+        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0}),
+        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0}),
         ("load_model", ("atlas",), {"device": None}),
         ("reproduce", ("the model", [item] * 2, out), {"seed": 0}),
     ]
     calls.clear()
-    others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form")
+    others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form", "--shots", "2")
     run("reproduce", "--out", str(out), "--queries", "languages, b.csv", *others)
     assert calls[:4] == [
-        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form"}),
-        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form"}),
+        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2}),
+        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2}),
         ("load_model", ("m",), {"device": None}),
         ("reproduce", ("the model", [item] * 2, out), {"seed": 4}),
     ]

@@ -228,6 +228,8 @@ def reproduce(
     per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
     seed: Seed = 0,
     distractors: Draw = None,
+    shots: Shots = 0,
+    chat: Chat = False,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -242,10 +244,11 @@ def reproduce(
         from qrnca_lens.study.verdicts import statements
 
         run_place(out)
-        drawn = cast("Distractors | None", distractors)
+        form = cast("Distractors | None", distractors)
         names = [name.strip() for name in queries.split(",")]
-        subjects = [subject(name, seed=seed, per_group=per_group, distractors=drawn) for name in names]
+        subjects = [subject(name, seed=seed, per_group=per_group, distractors=form, shots=shots) for name in names]
         loaded = load_model(model, device=device)
+        subjects = [item.as_chat(loaded) for item in subjects] if chat else subjects
         _foretell(loaded, {item.name: item.queries for item in subjects}, None, dry_run)
         study = run(loaded, subjects, out, seed=seed)
         page = write_report(study)

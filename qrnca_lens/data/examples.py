@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,25 +26,24 @@ def with_solved(queries: Sequence[Query], count: int, seed: int) -> tuple[Query,
                     f"query {query.id!r}: its prompts are rendered with {prompt.rendering} already; take the examples from "
                     "plain prompts, once, and make the chat after them"
                 )
-    drawn = {query.id: examples_of(query, queries, count, seed) for query in queries}
+    groups: dict[str, list[Query]] = defaultdict(list)
+    for query in queries:
+        groups[query.group].append(query)
+    drawn = {query.id: examples_of(query, groups[query.group], count, seed) for query in queries}
     return tuple(
         replace(query, prompts=tuple(_after(prompt, i, query, drawn[query.id]) for i, prompt in enumerate(query.prompts)))
         for query in queries
     )
 
 
-def examples_of(query: Query, queries: Sequence[Query], count: int, seed: int) -> tuple[Query, ...]:
-    """`count` queries of the group of `query`, each of another unit, that have at least as many prompts.
+def examples_of(query: Query, group: Sequence[Query], count: int, seed: int) -> tuple[Query, ...]:
+    """`count` queries of the query's `group`, each of another unit, that have at least as many prompts.
 
     Every pair of the asked query and another has a place in a random order, by `seed` and the two ids alone; the first of
     this order are taken, one a unit. So the order of the set is of no account, and taking queries away changes only prompts
     whose examples are among them. DataError where there are too few.
     """
-    fitting = [
-        other
-        for other in queries
-        if other.group == query.group and other.unit != query.unit and len(other.prompts) >= len(query.prompts)
-    ]
+    fitting = [other for other in group if other.unit != query.unit and len(other.prompts) >= len(query.prompts)]
     first: dict[str, Query] = {}
     for other in sorted(fitting, key=lambda other: _place(seed, query.id, other.id)):
         first.setdefault(other.unit, other)

@@ -84,9 +84,8 @@ class Check:
 
         `right` of `prompts`: `accuracy`, with its cluster interval over units of observation. `chance`: 1 / options.
         `habit`: the accuracy of one who answers each option as often as the model does and each question at random; above
-        `chance`
-        where the options that the model prefers are those that are right more often. `verdict`: whether the interval lies
-        above the higher of the two, below chance, or neither. `mean mass`, `lowest mass`: P of all options together.
+        `chance` where the options that the model prefers are right more often than others. `verdict`: whether the interval
+        lies above the higher of the two, below chance, or neither. `mean mass`, `lowest mass`: P of all options together.
         `answered`: the queries that are answered rightly in every prompt.
         """
         named = self.answers["group"].drop_duplicates()
@@ -155,7 +154,9 @@ class Check:
             parts.append(f"{most['option']} is chosen most, {share} of prompts, and right in {most['share right']:.0%}")
         if len(self.failed):
             first = self.failed.iloc[0]
-            parts.append(f"{len(self.failed)} queries could not be read, the first, {first['query']!r}: {first['reason']}")
+            parts.append(
+                f"queries that could not be read: {len(self.failed)}, the first, {first['query']!r}: {first['reason']}"
+            )
         return f"Check({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
