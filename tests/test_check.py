@@ -174,6 +174,7 @@ def test_the_untouched_model_is_checked(planted: Any) -> None:
         pd.testing.assert_frame_equal(ql.check(planted, queries).answers, before.answers)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_read_is_told_and_not_counted(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:
     found = ql.check(model_of("llama"), QuerySet((LONG, *short_queries.queries)))
     assert found.groups["queries"].iloc[-1] == 12 and found.failed["query"].tolist() == ["long"]
