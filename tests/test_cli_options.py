@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from handmade import by_hand, planted_queries
+from tiny import tiny_tokenizer
 from typer.testing import CliRunner
 
 from qrnca_lens import attribution, data, models, study
@@ -94,6 +95,28 @@ def test_locate(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> 
     assert queried == ("load_queries", ("mine",), {"seed": 3, "distractors": "any"})
     assert loaded == ("load_model", ("another",), {"device": "cpu"})
     assert located[1][1].queries == QUERIES.sample(2, 3).queries != QUERIES.sample(2, 0).queries
+
+
+def test_chats_and_solved_questions(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:
+    """Examples come from the whole set and before the sample, the chat after both."""
+    model = SimpleNamespace(tokenizer=tiny_tokenizer(bos=False))
+    model.tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    queries = data.to_multi_choice(
+        [data.Question(f"q{i}", "xy"[i % 2], f"What is {i}?", f"answer {i}", ("a", "b", "c")) for i in range(8)]
+    )
+    standing(data, "load_queries", queries)
+    standing(models, "load_model", model)
+    standing(pipeline, "locate", by_hand())
+    given = ("--shots", "2", "--seed", "5", "--per-group", "2")
+    solved = queries.with_examples(2, 5).sample(2, 5)
+    run("locate", "--queries", "mine", "--out", str(tmp_path / "run"), *given)
+    assert calls[-1][1][1] == solved
+    run("locate", "--queries", "mine", "--out", str(tmp_path / "run"), *given, "--chat")
+    assert calls[-1][1][1] == solved.as_chat(model)
+    first = queries.with_examples(1).as_chat(model).queries[0]
+    told = run("queries", "show", "mine", "--shots", "1", "--chat", "--model", "another")
+    assert calls[-1] == ("load_model", ("another",), {})
+    assert first.prompts[0].text.startswith("[user] Question") and all(f"{p.text} {p.letter}" in told for p in first.prompts)
 
 
 def test_attribute(standing: Callable[..., None], calls: Calls) -> None:

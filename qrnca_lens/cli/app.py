@@ -115,9 +115,10 @@ def locate(
         asked = drawn(asked, shots, per_group, seed)
         loaded = load_model(model, device=device)
         asked = put(loaded, asked, chat)
-        found = ask(loaded, asked)
-        say_check(found, error=True)
-        asked = only_answered(asked, found, config) if answered else asked
+        if answered or not dry_run:
+            found = ask(loaded, asked)
+            say_check(found, error=True)
+            asked = only_answered(asked, found, config) if answered else asked
         _foretell(loaded, {asked.name: asked}, config, dry_run)
         located = run(loaded, asked, config, out=out)
     _show(located.top(10), "Neurons with the highest naica over all queries")
