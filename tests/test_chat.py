@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 from transformers import AutoTokenizer
@@ -86,6 +86,7 @@ def test_a_letter_follows_as_a_writer_puts_it() -> None:
     assert {text: suggests_space(text) for text in endings} == endings
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
 def test_examples_are_of_the_group_and_hang_on_no_order(k: int, seed: int, rng: random.Random) -> None:
     shuffled = list(SET.queries)
@@ -189,6 +190,10 @@ def test_made_tells_the_chat_and_files_keep_it(tmp_path: Path) -> None:
         ("{% for m in messages %}{{ m['content'][:9] }}{% endfor %}", "chat template fails"),
         ("{% for m in messages[1:] %}{{ m['content'] }}{% endfor %}", "does not keep the question"),
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "chat template fails|does not keep"),
+        (
+            "{% for m in messages %}{{ m['content'] | replace('option is', 'option is:') }}{% endfor %}",
+            "does not end in the lead",
+        ),
         ("{% for m in", "chat template fails"),
     ],
 )

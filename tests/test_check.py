@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from handmade import planted_prompt, planted_queries
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import LONG
 from typer.testing import CliRunner
@@ -109,6 +109,7 @@ def test_the_verdict(right: str, chosen: str, verdict: str) -> None:
 LETTER_PAIRS = st.lists(st.tuples(st.sampled_from("ABCD"), st.sampled_from("ABCD")), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(st.lists(LETTER_PAIRS, min_size=1, max_size=6))
 def test_the_counts_agree_with_a_slow_count(cases: list[list[tuple[str, str]]]) -> None:
     read = [
