@@ -168,7 +168,8 @@ def _decide(model: HookedModel, asked: Sequence[Asked], p: Float[torch.Tensor, "
         forms = reader_of(model).options(one[0], one[2])
         masses = [row[list(form.ids)].sum().item() for form in forms]
         best = max(range(len(forms)), key=masses.__getitem__)  # the first, which the text suggests, where they are equal
-        known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])
+        chances = tuple(row[list(forms[best].ids)].tolist())
+        known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best], probabilities=chances)
         weak += masses[best] < ALMOST_NONE
     if weak:
         warnings.warn(
