@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,13 @@ def effects(
     wrong). Every query is a unit of its own.
     """
     turned, other = turned or [(0, 0)] * len(after), other or [before] * len(after)
+
+    def both(now: float) -> tuple[float, ...]:
+        """P before and after, and their logarithms."""
+        return before, now, *(math.log(p) if p else -math.inf for p in (before, now))
+
     rows = [
-        (method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3, before, own, 2, *turns, before, s, 3, before, o, 3, "[]", "[]")
+        (method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3, *both(own), 2, *turns, *both(s), 3, *both(o), 3, "[]", "[]")
         for i, (own, s, o, turns) in enumerate(zip(after, same, other, turned, strict=True))
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
