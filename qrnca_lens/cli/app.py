@@ -10,6 +10,7 @@ import typer
 from qrnca_lens._version import __version__
 from qrnca_lens.cli.errors import plain_errors
 from qrnca_lens.cli.queries import Draw, Seed, queries_app
+from qrnca_lens.cli.transfers import transfer
 from qrnca_lens.core.terminal import plain_log, say, say_table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(queries_app, name="queries")
+app.command()(transfer)
 Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what it takes, by a short calibration, and stop")]
