@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from qrnca_lens.attribution.options import answers
 from qrnca_lens.clustering.qr_neurons import Failure
-from qrnca_lens.data import QuerySet
+from qrnca_lens.core.intervals import clustered_interval
+from qrnca_lens.data import LETTERS, QuerySet
 from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.runs.pipeline import check_prompts, without
 
@@ -16,6 +19,22 @@ ANSWERED_COLUMNS = ["query", "group", "unit", "letter_right", "letter_prompts", 
 WAYS = ("both", "letter only", "answer only", "neither")
 """The ways in which a question can be answered, in the column `answered`."""
 FEWEST, FEWEST_GROUPS = 4, 2
+CHANCE = 1 / len(LETTERS)
+WAYS_READ = {"letter": "by letter", "answer": "by answer"}
+
+
+class ChanceWarning(UserWarning):
+    """Right answers that are not told from chance: what the model says then stands for no knowledge."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """`count` of `of` prompts, and the 95 % interval of the share over units (`core.intervals.clustered_interval`)."""
+
+    count: int
+    of: int
+    low: float
+    high: float
 
 
 def answered_ways(model: HookedModel, letters: QuerySet, texts: QuerySet) -> tuple[pd.DataFrame, list[Failure]]:
@@ -54,6 +73,27 @@ def _failed(model: HookedModel, letters: QuerySet, texts: QuerySet) -> list[Fail
 def _right(model: HookedModel, queries: QuerySet, way: str) -> pd.DataFrame:
     by_query = answers(model, queries).groupby("query")["right"]
     return by_query.agg(["sum", "size"]).astype(int).set_axis([f"{way}_right", f"{way}_prompts"], axis=1)
+
+
+def share_right(answered: pd.DataFrame, way: str) -> Share:
+    """How many of the prompts, of all questions that were given, the model answers rightly by letter or by answer."""
+    by_unit = answered.groupby("unit")[[f"{way}_right", f"{way}_prompts"]].sum()
+    right, asked = (by_unit[f"{way}_{name}"].to_numpy(dtype=int) for name in ("right", "prompts"))
+    return Share(int(right.sum()), int(asked.sum()), *clustered_interval(right, asked))
+
+
+def warn_of_chance(answered: pd.DataFrame) -> None:
+    """A ChanceWarning where the right answers by letter, or by answer, are not told from chance."""
+    for way, words in WAYS_READ.items():
+        share = share_right(answered, way)
+        if share.low <= CHANCE:
+            warnings.warn(
+                f"{words} the model is right in {share.count} of {share.of} prompts ({share.count / share.of:.0%}, interval "
+                f"{share.low:.0%} to {share.high:.0%}), which is not told from chance ({CHANCE:.0%}): what it answers so "
+                "stands for no knowledge, and questions that it seems to answer both ways may be chance hits",
+                ChanceWarning,
+                stacklevel=4,
+            )
 
 
 def counts_by_group(answered: pd.DataFrame) -> pd.DataFrame:

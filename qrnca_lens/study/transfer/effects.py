@@ -29,7 +29,7 @@ EFFECT_COLUMNS = [
     *["flipped", "of", "share", "share_low", "share_high"],
 ]
 COMPARISON_COLUMNS = [
-    *["set", "prompts", "comparison", "measure", "questions", "mean", "low", "high", "p", "p_corrected"],
+    *["set", "prompts", "comparison", "measure", "questions", "own", "beside", "mean", "low", "high", "p", "p_corrected"],
 ]
 COMPARISONS = ("own - unrelated", "set - random")
 MEASURES = {"letter": "points", "answer": "log_p"}
@@ -43,11 +43,13 @@ def four_sets(letter: QRNeurons, answer: QRNeurons, *, seed: int = 0) -> dict[st
     ids = list(letter.queries["query"])
     found = {name: {query: run.for_query(query) for query in ids} for name, run in (("letter", letter), ("answer", answer))}
     taken = {query: found["letter"][query] | found["answer"][query] for query in ids}
-    beside = {f"random ({name})": random_beside(found[name], taken, letter.model.d_mlp, seed=seed) for name in found}
+    beside = {
+        f"random ({name})": random_beside(found[name], taken, letter.model.d_mlp, seed=f"{seed}/{name}") for name in found
+    }
     return {**found, **beside}
 
 
-def random_beside(sets: Sets, taken: Sets, d_mlp: int, *, seed: int = 0) -> dict[str, NeuronSet]:
+def random_beside(sets: Sets, taken: Sets, d_mlp: int, *, seed: str = "0") -> dict[str, NeuronSet]:
     """For each query as many random neurons as its set has in each layer, none of those `taken` for it.
 
     Where a layer of `d_mlp` neurons has fewer others, all of them.
@@ -90,7 +92,7 @@ def changes(edits: pd.DataFrame) -> pd.DataFrame:
             before, after, log_before, log_after = (
                 of_read[f"{name}_{infix}{when}"].astype(float) for name in ("p", "log_p") for when in ("before", "after")
             )
-            whole = on == "own" or of_read[f"{kind}_prompts"] == of_read["prompts"]
+            whole = of_read["prompts" if on == "own" else f"{kind}_prompts"] == of_read["prompts"]
             values = {
                 "percent": 100 * (after / before.where(before > 0) - 1),
                 "points": 100 * (after - before),
@@ -134,7 +136,8 @@ def _flips(edits: pd.DataFrame) -> tuple[float, ...]:
 
 def comparison_table(edits: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Paired differences over questions with COMPARISON_COLUMNS: for the letter's and the answer's set on each kind of
-    prompts the change of the own question less that of the unrelated one, and less that by random neurons.
+    prompts the change of the own question less that of the unrelated one, and less that by random neurons. `own` and
+    `beside` are the means of the two.
 
     `p` is that of sign flips over units (`core.intervals.paired_difference`), `p_corrected` Holm's over the table.
     """
@@ -150,8 +153,10 @@ def comparison_table(edits: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             for comparison, other in beside.items():
                 first, second = own[measure].to_numpy(dtype=float), other.loc[own.index, measure].to_numpy(dtype=float)
                 paired = paired_difference(first, second, own["unit"], seed=seed)
-                known = int((~np.isnan(first - second)).sum())
-                rows.append((name, read, comparison, measure, known, paired.mean, *paired.interval, paired.p))
+                known = ~np.isnan(first - second)
+                means = (float(values[known].mean()) if known.any() else np.nan for values in (first, second))
+                head = (name, read, comparison, measure, int(known.sum()), *means)
+                rows.append((*head, paired.mean, *paired.interval, paired.p))
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS[:-1])
     return table.assign(p_corrected=holm(table["p"].to_numpy(dtype=float)))
 

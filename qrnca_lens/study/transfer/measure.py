@@ -22,7 +22,7 @@ from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.runs.pipeline import locate
-from qrnca_lens.study.transfer.both_ways import ANSWERED_COLUMNS, answered_ways, check_enough
+from qrnca_lens.study.transfer.both_ways import ANSWERED_COLUMNS, answered_ways, check_enough, warn_of_chance
 from qrnca_lens.study.transfer.effects import EDIT_COLUMNS, four_sets, transfer_edits
 from qrnca_lens.study.transfer.report import write_transfer
 from qrnca_lens.study.transfer.result import Transfer
@@ -56,7 +56,8 @@ def transfer(
 
     Raises, before anything is computed, DataError for open prompts and for a query without question or options
     (`QuerySet.as_open`), RunError for a folder that holds something else; and before anything is located, ModelError where
-    the model can take no question both ways and ValueError where it answers too few of them (`both_ways.check_enough`).
+    the model can take no question both ways and ValueError where it answers too few of them (`both_ways.check_enough`). A
+    ChanceWarning tells of right answers that are not told from chance.
     """
     folder = None if out is None else run_place(out)
     check_hooked(model)
@@ -74,7 +75,7 @@ def transfer(
     if folder:
         _claim(folder, about)
     with progress_bar(progress) as bar:
-        task = bar.add_task("transfer", total=6)
+        task = bar.add_task("transfer", total=5)
         steps = _Steps(folder, lambda text: bar.update(task, advance=1, description=f"transfer: {text}"))
         measured = _measure(model, (queries, texts), config, steps, seed, most)
     found = replace(measured, about={**about, "versions": measured.letter.about.get("versions", {})}, folder=folder)
@@ -134,6 +135,7 @@ def _measure(
 ) -> Transfer:
     letters, texts = asked
     answered, failed = _answered(model, letters, texts, steps)
+    warn_of_chance(answered)
     both = letters.keep(answered.loc[answered["answered"] == "both", "query"])
     both = both.sample(most, seed) if most and len(both) else both
     check_enough(answered, [query.id for query in both])

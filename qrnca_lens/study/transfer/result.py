@@ -16,7 +16,7 @@ from qrnca_lens.study.transfer.effects import changes, comparison_table, effect_
 from qrnca_lens.study.transfer.kinds import kind_shares, neuron_kinds, part_means
 from qrnca_lens.study.transfer.overlap import overlap_pairs, overlap_test
 from qrnca_lens.study.transfer.split import FOUND_TOGETHER
-from qrnca_lens.study.transfer.verdicts import verdict_table
+from qrnca_lens.study.transfer.verdicts import Tables, verdict_table
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,12 @@ class Transfer:
 
     def verdicts(self) -> pd.DataFrame:
         """A sentence a line, with yes, no or not told, and the figures that decide it (`verdicts.verdict_table`)."""
-        return verdict_table(self.overlaps, self.comparisons, self.split, self.neurons, seed=self.seed)
+        tables = Tables(self.answered, self.overlaps, self.comparisons, self.split, self.neurons)
+        return verdict_table(tables, seed=self.seed)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a question: query, group, and for each kind of neurons the sizes of both sets, shared neurons and
-        overlap.""" return self.pairs.copy()
+        """A row a kind of neurons and question: the sizes of both sets, shared neurons, overlap (`pairs`)."""
+        return self.pairs.copy()
 
     def __repr__(self) -> str:
         first = self.overlaps.iloc[0]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from qrnca_lens.core.intervals import Interval, paired_difference, quantile_interval, resampled_means
+from qrnca_lens.core.intervals import Interval, clustered_interval, paired_difference, quantile_interval, resampled_means
 from qrnca_lens.data.query import ALL_GROUPS
 from qrnca_lens.localization.significance import LEVEL, holm
+from qrnca_lens.study.transfer.both_ways import CHANCE, WAYS_READ, Share, share_right
 from qrnca_lens.study.transfer.effects import COMPARISONS
 from qrnca_lens.study.transfer.kinds import of_questions
 from qrnca_lens.study.transfer.overlap import KINDS
@@ -34,17 +36,31 @@ class _Line(NamedTuple):
     said: str = ""
 
 
-def verdict_table(
-    overlaps: pd.DataFrame, comparisons: pd.DataFrame, split: pd.DataFrame, neurons: pd.DataFrame, *, seed: int = 0
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Tables:
+    """What verdicts rest on: what `answered_ways`, `overlap_test`, `comparison_table`, `split_rows` and `neuron_kinds` give."""
+
+    answered: pd.DataFrame
+    overlaps: pd.DataFrame
+    comparisons: pd.DataFrame
+    split: pd.DataFrame
+    neurons: pd.DataFrame
+
+
+def verdict_table(tables: Tables, *, seed: int = 0) -> pd.DataFrame:
     """A row a statement with VERDICT_COLUMNS: first what does not hold, then what cannot be told, then what holds.
 
-    The frames are those of `overlap_test`, `comparison_table`, `split_rows` and `neuron_kinds`. `n` counts questions, or
-    neurons where the statement is about these. `p` is one-sided for overlaps and of sign flips over units elsewhere, and
-    `p_corrected` Holm's over all lines that have one: "yes" or "no" stands where it is below 0.05, by the side of the
-    effect. What most neurons do has no p: there the interval of their share, over units, lies above or below a half.
+    `n` counts questions, or prompts or neurons where the statement is about these. `p` is one-sided for overlaps and of sign
+    flips over units elsewhere, and `p_corrected` Holm's over all lines that have one: "yes" or "no" stands where it is below
+    0.05, by the side of the effect. Shares have no p: there the interval, over units, lies above or below chance or a half.
     """
-    lines = [*_overlap_lines(overlaps), *_effect_lines(comparisons), *_split_lines(split, neurons, seed)]
+    lines = [
+        *_answer_lines(tables),
+        *_overlap_lines(tables.overlaps),
+        *_effect_lines(tables.comparisons),
+        *_neuron_lines(tables.neurons, seed),
+        *_together_lines(tables.split, seed),
+    ]
     corrected = holm(np.array([line.p for line in lines], dtype=float))
     rows = [
         (line.statement, line.said or _verdict(line, p), line.n, line.number, line.p, p)
@@ -59,6 +75,31 @@ def _verdict(line: _Line, p: float) -> str:
     if math.isnan(p) or p >= LEVEL:
         return UNTOLD
     return YES if line.side > 0 else NO
+
+
+def _answer_lines(tables: Tables) -> list[_Line]:
+    """Whether what is measured is knowledge at all: a model that always says one letter answers some questions rightly."""
+    lines = []
+    for way, words in WAYS_READ.items():
+        share = share_right(tables.answered, way)
+        lines.append(_share_line(f"The model answers the questions {words} better than chance", share, 100 * CHANCE))
+    rows = tables.split[tables.split["neurons"] == FOUND_TOGETHER]
+    for column, orders, words in (("right_reordered", 3, "in other orders"), ("right_symbols", 1, "under other symbols")):
+        known = rows[rows[column].notna()]
+        if len(known):
+            right = (orders * known[column].astype(float)).groupby(known["unit"]).sum().round().to_numpy(dtype=int)
+            asked = (orders * known.groupby("unit").size()).to_numpy(dtype=int)
+            share = Share(int(right.sum()), int(asked.sum()), *clustered_interval(right, asked))
+            statement = f"It chooses the right option {words} better than chance, of the questions measured"
+            lines.append(_share_line(statement, share, 100 * CHANCE))
+    return lines
+
+
+def _share_line(statement: str, share: Share, than: float) -> _Line:
+    low, high = 100 * share.low, 100 * share.high
+    said = YES if low > than else NO if high < than else UNTOLD
+    number = f"{_shown(100 * share.count / share.of, (low, high), 1)} % of the prompts"
+    return _Line(statement, share.of, number, 0.0, said=said)
 
 
 def _overlap_lines(overlaps: pd.DataFrame) -> list[_Line]:
@@ -78,51 +119,48 @@ def _effect_lines(comparisons: pd.DataFrame) -> list[_Line]:
         on, than = _ON[row["prompts"]], _THAN[row["comparison"]]
         statement = f"Suppressing the neurons found by {row['set']} lowers {on}, more than {than}"
         digits = 1 if row["measure"] == "points" else 3
-        number = f"{_shown(row['mean'], (row['low'], row['high']), digits)} {_UNIT[row['measure']]}"
-        lines.append(_Line(statement, int(row["questions"]), number, -row["mean"], row["p"]))
-    return lines
-
-
-def _split_lines(split: pd.DataFrame, neurons: pd.DataFrame, seed: int) -> list[_Line]:
-    lines = []
-    found = neurons[neurons["neurons"] == FOUND]
-    for kind, words in (("letter", "follow the letter alone"), ("content", "follow the content alone")):
-        follows = (found["kind"] == kind).to_numpy(dtype=float)[:, None]
-        if not len(follows):
-            continue
-        share, interval = (
-            float(100 * follows.mean()),
-            quantile_interval(resampled_means(follows, found["unit"], seed=seed)[:, 0]),
+        number = (
+            f"{row['own']:.{digits}f} against {row['beside']:.{digits}f} {_UNIT[row['measure']]}, "
+            f"difference {_shown(row['mean'], (row['low'], row['high']), digits)}"
         )
-        low, high = 100 * interval[0], 100 * interval[1]
-        said = YES if low > 50 else NO if high < 50 else UNTOLD
-        number = f"{_shown(share, (low, high), 1)} % of them"
-        lines.append(_Line(f"Most neurons found by letter {words}", len(found), number, 0.0, said=said))
-    own, beside = (of_questions(split, name).set_index("query") for name in (FOUND_TOGETHER, RANDOM_TOGETHER))
-    if len(own):
-        lines += [
-            _paired(
-                "What they do together is more of the letter than of the content", own, own["letter"], own["content"], seed
-            ),
-            _paired(
-                "What they do together is lost with other symbols than A to D", own, own["original"], own["symbols"], seed
-            ),
-            _paired(
-                "With other symbols they lower the right option more than random neurons do",
-                own,
-                own["symbols"],
-                beside.loc[own.index, "symbols"],
-                seed,
-            ),
-            _paired(
-                "They lower the right option of their own question more than that of an unrelated one",
-                own,
-                own["original"],
-                own["elsewhere"],
-                seed,
-            ),
-        ]
+        side = -max(row["mean"], row["own"])  # lowers, and more than what it is compared with
+        lines.append(_Line(statement, int(row["questions"]), number, side, row["p"]))
     return lines
+
+
+def _neuron_lines(neurons: pd.DataFrame, seed: int) -> list[_Line]:
+    found = neurons[neurons["neurons"] == FOUND]
+    if not len(found):
+        return []
+    lines, of = [], {kind: (found["kind"] == kind).to_numpy(dtype=float) for kind in ("letter", "content")}
+    for kind, follows in of.items():
+        low, high = quantile_interval(100 * resampled_means(follows[:, None], found["unit"], seed=seed)[:, 0])
+        said = YES if low > 50 else NO if high < 50 else UNTOLD
+        number = f"{_shown(100 * follows.mean(), (low, high), 1)} % of them"
+        lines.append(_Line(f"Most neurons found by letter follow the {kind} alone", len(found), number, 0.0, said=said))
+    paired = paired_difference(100 * of["letter"], 100 * of["content"], found["unit"], seed=seed)
+    number = f"difference of the shares {_shown(paired.mean, paired.interval, 1)} points"
+    statement = "More neurons found by letter follow the letter alone than the content alone"
+    return [*lines, _Line(statement, len(found), number, paired.mean, paired.p)]
+
+
+def _together_lines(split: pd.DataFrame, seed: int) -> list[_Line]:
+    own, beside = (of_questions(split, name).set_index("query") for name in (FOUND_TOGETHER, RANDOM_TOGETHER))
+    if not len(own):
+        return []
+    together = "Suppressed together, the neurons found by letter"
+    pairs = {
+        f"{together} lower more the letter than the content": (own["letter"], own["content"]),
+        f"{together} lower the content more than random neurons do": (own["content"], beside["content"].reindex(own.index)),
+        f"{together} lower the letter more than random neurons do": (own["letter"], beside["letter"].reindex(own.index)),
+        f"{together} lower the right option as A to D more than under other symbols": (own["original"], own["symbols"]),
+        f"{together} lower the right option under other symbols more than random ones": (
+            own["symbols"],
+            beside["symbols"].reindex(own.index),
+        ),
+        f"{together} lower the right option more than that of an unrelated question": (own["original"], own["elsewhere"]),
+    }
+    return [_paired(statement, own, first, second, seed) for statement, (first, second) in pairs.items()]
 
 
 def _paired(statement: str, own: pd.DataFrame, first: pd.Series, second: pd.Series, seed: int) -> _Line:
