@@ -141,7 +141,7 @@ def comparison_table(edits: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
     `p` is that of sign flips over units (`core.intervals.paired_difference`), `p_corrected` Holm's over the table.
     """
-    found = changes(edits).set_index(["set", "prompts", "on", "query"])
+    found = changes(edits).set_index(["set", "prompts", "on", "query"]).sort_index()
     rows = []
     for name in READS:
         for read, measure in MEASURES.items():

@@ -38,7 +38,8 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Tables:
-    """What verdicts rest on: what `answered_ways`, `overlap_test`, `comparison_table`, `split_rows` and `neuron_kinds` give."""
+    """What verdicts rest on: what `answered_ways`, `overlap_test`, `comparison_table`, `split_rows` and `neuron_kinds`
+    give."""
 
     answered: pd.DataFrame
     overlaps: pd.DataFrame
