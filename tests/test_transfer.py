@@ -40,9 +40,17 @@ from qrnca_lens.data.templates import TEMPLATES
 from qrnca_lens.editing import suppress
 from qrnca_lens.editing.effects import COLUMNS
 from qrnca_lens.models import ModelError, load_model
-from qrnca_lens.study.transfer.both_ways import ChanceWarning, check_enough, counts_by_group, warn_of_chance
-from qrnca_lens.study.transfer.effects import (
+from qrnca_lens.runs.answering import ChanceWarning
+from qrnca_lens.study.transfer.both_ways import (
+    PROMPT_COLUMNS,
     READS,
+    answered_ways,
+    check_enough,
+    checks,
+    counts_by_group,
+    warn_of_chance,
+)
+from qrnca_lens.study.transfer.effects import (
     changes,
     comparison_table,
     effect_table,
@@ -57,7 +65,7 @@ from qrnca_lens.study.transfer.result import Transfer
 from qrnca_lens.study.transfer.split import FOUND, PARTS, RANDOM, SPLIT_COLUMNS, split_rows, three_parts
 
 CONFIG = QRNCAConfig(steps=2)
-KEPT = ["answered", "failed", "edits", "split"]
+KEPT = ["prompts", "failed", "edits", "split"]
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +90,25 @@ def planted_two(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return two_ways_model(tmp_path_factory.mktemp("planted"))
 
 
-def answered_rows(rights: Sequence[tuple[str, int, int]]) -> pd.DataFrame:
-    """Rows of `answered_ways` from (group, right by letter, right by answer) of three prompts each."""
-    ways = {(True, True): "both", (True, False): "letter only", (False, True): "answer only", (False, False): "neither"}
+def prompt_rows(rights: Sequence[tuple[str, int, int]]) -> pd.DataFrame:
+    """Rows of `prompts_answered` from (group, right by letter, right by answer) of three prompts each; B is never said."""
     rows = [
-        (f"q{i}", group, f"q{i}", letter, 3, answer, 3, ways[letter > 1, answer > 1])
-        for i, (group, letter, answer) in enumerate(rights)
+        (f"q{i}", group, f"q{i}", place, "A" if place < right else "B", "A", place < right, 0.5, 0.9, 0.25, read)
+        for i, (group, *both) in enumerate(rights)
+        for read, right in zip(READS, both, strict=True)
+        for place in range(3)
     ]
-    names = ["query", "group", "unit", "letter_right", "letter_prompts", "answer_right", "answer_prompts", "answered"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=PROMPT_COLUMNS)
+
+
+def answered_rows(rights: Sequence[tuple[str, int, int]]) -> pd.DataFrame:
+    return answered_ways(prompt_rows(rights))
 
 
 def test_ways_are_counted_and_too_few_are_refused() -> None:
     rows = answered_rows([("x", 3, 2), ("x", 1, 3), ("y", 2, 0), ("y", 0, 1), ("y", 2, 2)])
+    assert rows["answered"].tolist() == ["both", "answer only", "letter only", "neither", "both"]
+    assert rows["letter_right"].tolist() == [3, 1, 2, 0, 2] and set(rows["answer_prompts"]) == {3}
     assert counts_by_group(rows).to_dict("list") == {
         "group": ["x", "y"],
         "questions": [2, 3],
@@ -105,16 +119,15 @@ def test_ways_are_counted_and_too_few_are_refused() -> None:
     }
     with pytest.raises(ValueError, match=r"2 questions in 2 groups .* both: 2, letter only: 1, answer only: 1, neither: 1"):
         check_enough(rows, ["q0", "q4"])
-    enough = answered_rows([("x", 3, 3)] * 3 + [("y", 3, 3)])
-    check_enough(enough, ["q0", "q1", "q2", "q3"])
+    check_enough(answered_rows([("x", 3, 3)] * 3 + [("y", 3, 3)]), ["q0", "q1", "q2", "q3"])
     with pytest.raises(ValueError, match="in 1 groups"):
         check_enough(answered_rows([("x", 3, 3)] * 5), [f"q{i}" for i in range(5)])
 
 
 def test_answers_at_chance_are_told() -> None:
-    with pytest.warns(ChanceWarning, match=r"by letter the model is right in 10 of 30 prompts"):
-        warn_of_chance(answered_rows([("x", 1, 3)] * 10))
-    warn_of_chance(answered_rows([("x", 3, 3)] * 10))
+    """A model that always says A is as often right as A is: that is its habit, also above a quarter."""
+    with pytest.warns(ChanceWarning, match=r"by letter: m answers 10 of 30 prompts rightly .*chance hits"):
+        warn_of_chance(checks("m", prompt_rows([("x", 1, 3)] * 10)))
 
 
 def runs(letter: dict[str, list[int]], answer: dict[str, list[int]], groups: str) -> tuple[QRNeurons, QRNeurons]:
@@ -271,7 +284,7 @@ def test_other_symbols_stand_before_the_options_alone(language: str) -> None:
         text = renamed_template(template, SYMBOLS[0]).text
         for letter, symbol in zip("ABCD", SYMBOLS[0], strict=True):
             field = "{" + letter.lower() + "}"
-            assert template.text.count(f"{letter}") >= 1 and f"{symbol}. {field}" in text or f"{symbol}) {field}" in text
+            assert (template.text.count(f"{letter}") >= 1 and f"{symbol}. {field}" in text) or f"{symbol}) {field}" in text
         back = text
         for letter, symbol in zip("ABCD", SYMBOLS[0], strict=True):
             back = back.replace(symbol, letter)
@@ -380,7 +393,7 @@ def test_files_are_strict_and_whole(done: Transfer) -> None:
     assert len(record["verdicts"]) == len(done.verdicts()) and len(record["effects"]) == 16
     page = (done.folder / "report.html").read_text("utf-8")
     assert "What came out" in page and "http://" not in page.split("</head>")[1].split("<script")[0]
-    for name in ("answered", "edits", "split", "pairs", "overlaps", "effects", "neurons", "verdicts"):
+    for name in ("prompts", "edits", "split", "pairs", "overlaps", "effects", "neurons", "verdicts"):
         assert len(pd.read_parquet(done.folder / f"{name}.parquet")), name
 
 
@@ -400,7 +413,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    for module, names in {"measure": ["answered_ways", "transfer_edits"], "split": ["_of_query"]}.items():
+    for module, names in {"measure": ["prompts_answered", "transfer_edits"], "split": ["_of_query"]}.items():
         for name in names:
             monkeypatch.setattr(f"qrnca_lens.study.transfer.{module}.{name}", refuse)
     transfer(tiny, asked, tmp_path / "out", config=CONFIG, progress=False)
@@ -409,7 +422,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same(
 def test_a_folder_of_something_else_is_refused(tiny: Any, asked: QuerySet, done: Transfer, tmp_path: Path) -> None:
     assert done.folder is not None
     other = load_model(save_tiny("qwen3", tmp_path / "other", LlamaConfig(**SIZES, rope_theta=5.0)), device="cpu")
-    with pytest.raises(RunError, match="model.fingerprint"):
+    with pytest.raises(RunError, match=r"model\.fingerprint"):
         transfer(other, asked, done.folder, config=CONFIG, progress=False)
     with pytest.raises(RunError, match="seed: 1 here, 0 in the folder"):
         transfer(tiny, asked, done.folder, config=CONFIG, seed=1, progress=False)

@@ -107,7 +107,7 @@ def two_ways_model(folder: Path) -> Any:
     known = 0.1 * torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     known = known - known @ read @ says  # says none of the eight itself
     for k, neuron in enumerate(faint_neurons()):
-        _fire(first.mlp, neuron.index, seen.sum(1), 0.02 * says[[k, (k + 1) % 4 + 4]].sum(0) - 0.02 * says[(k + 2) % 4])
+        _fire(first.mlp, neuron.index, seen.sum(1), 0.16 * says[[k, (k + 1) % 4 + 4]].sum(0) - 0.16 * says[(k + 2) % 4])
     for i in range(4):
         mine = seen[:, [t for t, of in enumerate(owner) if of == i]].sum(1)
         _fire(first.mlp, content_neuron(i).index, mine, known)

@@ -9,7 +9,22 @@ import typer
 
 from qrnca_lens._version import __version__
 from qrnca_lens.cli.errors import plain_errors
-from qrnca_lens.cli.queries import Draw, Seed, queries_app
+from qrnca_lens.cli.options import (
+    Answered,
+    Chat,
+    Device,
+    Draw,
+    Model,
+    PerGroup,
+    Queries,
+    Seed,
+    Shots,
+    drawn,
+    only_answered,
+    put,
+    say_check,
+)
+from qrnca_lens.cli.queries import queries_app
 from qrnca_lens.cli.transfers import transfer
 from qrnca_lens.core.terminal import plain_log, say, say_table
 
@@ -28,8 +43,6 @@ app = typer.Typer(
 )
 app.add_typer(queries_app, name="queries")
 app.command()(transfer)
-Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder or a hub name")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what it takes, by a short calibration, and stop")]
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
 
@@ -72,9 +85,9 @@ def demo(out: Out = Path("runs/demo")) -> None:
 @app.command()
 def locate(
     out: Out,
-    queries: Annotated[str, typer.Option(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
+    queries: Queries,
     model: Model = "atlas",
-    per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
+    per_group: PerGroup = None,
     steps: Annotated[int, typer.Option(min=1, help="m, nodes of the integral (auto: to begin with)")] = 16,
     rule: Annotated[str, typer.Option(help="right, endpoints, gauss-legendre or auto")] = "right",
     site: Annotated[str | None, typer.Option(help="up, gate, pre or post; default: the paper's for the model")] = None,
@@ -83,6 +96,9 @@ def locate(
     common_share: Annotated[float, typer.Option(help="u, share of clusters that makes a neuron common")] = 0.3,
     seed: Seed = 0,
     distractors: Draw = None,
+    shots: Shots = 0,
+    chat: Chat = False,
+    answered: Answered = False,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -92,18 +108,51 @@ def locate(
         from qrnca_lens.core.store import run_place
         from qrnca_lens.data import load_queries
         from qrnca_lens.models import load_model
+        from qrnca_lens.runs.checking import check as ask
         from qrnca_lens.runs.pipeline import locate as run
 
         run_place(out)
         config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
         asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
-        asked = asked.sample(per_group, seed) if per_group else asked
+        asked = drawn(asked, shots, per_group, seed)
         loaded = load_model(model, device=device)
+        asked = put(loaded, asked, chat)
+        if answered or not dry_run:
+            found = ask(loaded, asked)
+            say_check(found, error=True)
+            asked = only_answered(asked, found, config) if answered else asked
         _foretell(loaded, {asked.name: asked}, config, dry_run)
         located = run(loaded, asked, config, out=out)
     _show(located.top(10), "Neurons with the highest naica over all queries")
     _show_failed(located.failed)
     say(f"{located!r}\nRun folder: {out}")
+
+
+@app.command()
+def check(
+    queries: Queries,
+    model: Model = "atlas",
+    per_group: PerGroup = None,
+    seed: Seed = 0,
+    distractors: Draw = None,
+    shots: Shots = 0,
+    chat: Chat = False,
+    device: Device = None,
+) -> None:
+    """Say what a model does with questions: accuracy against chance, P of the letters, which letter it prefers."""
+    with plain_errors():
+        from qrnca_lens.data import load_queries
+        from qrnca_lens.models import load_model
+        from qrnca_lens.runs.checking import check as run
+
+        asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
+        asked = drawn(asked, shots, per_group, seed)
+        loaded = load_model(model, device=device)
+        found = run(loaded, put(loaded, asked, chat))
+    say_check(found)
+    _show_failed(found.failed)
+    if found.advice:
+        say(f"Warning: {found.advice}", error=True)
 
 
 @app.command()
@@ -129,7 +178,7 @@ def attribute(
 
 @app.command()
 def card(
-    model: Annotated[str, typer.Argument(help="'atlas' or a model folder")] = "atlas",
+    model: Annotated[str, typer.Argument(help="'atlas', a model folder or a GGUF file")] = "atlas",
     out: Annotated[Path | None, typer.Option(help="a Markdown file to write as well")] = None,
     per_group: Annotated[int | None, typer.Option(min=1, help="fewer questions a group, for a quick look")] = None,
     device: Device = None,
@@ -182,6 +231,8 @@ def reproduce(
     per_group: Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")] = None,
     seed: Seed = 0,
     distractors: Draw = None,
+    shots: Shots = 0,
+    chat: Chat = False,
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -196,10 +247,11 @@ def reproduce(
         from qrnca_lens.study.verdicts import statements
 
         run_place(out)
-        drawn = cast("Distractors | None", distractors)
+        form = cast("Distractors | None", distractors)
         names = [name.strip() for name in queries.split(",")]
-        subjects = [subject(name, seed=seed, per_group=per_group, distractors=drawn) for name in names]
+        subjects = [subject(name, seed=seed, per_group=per_group, distractors=form, shots=shots) for name in names]
         loaded = load_model(model, device=device)
+        subjects = [item.as_chat(loaded) for item in subjects] if chat else subjects
         _foretell(loaded, {item.name: item.queries for item in subjects}, None, dry_run)
         study = run(loaded, subjects, out, seed=seed)
         page = write_report(study)

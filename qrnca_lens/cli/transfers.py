@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from qrnca_lens.cli.errors import plain_errors
-from qrnca_lens.cli.queries import Draw, Seed
+from qrnca_lens.cli.options import Chat, Device, Draw, Model, Queries, Seed, Shots, put
 from qrnca_lens.core.terminal import say, say_table
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def transfer(
     out: Annotated[Path, typer.Option(help="the folder; an interrupted measurement in it goes on")],
-    queries: Annotated[str, typer.Option(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
-    model: Annotated[str, typer.Option(help="a Hugging Face folder or a hub name")],
+    queries: Queries,
+    model: Model,
     per_group: Annotated[
         int | None, typer.Option(min=1, help="at most this many questions of each group, of those answered both ways")
     ] = None,
@@ -29,13 +29,13 @@ def transfer(
     rule: Annotated[str, typer.Option(help="right, endpoints, gauss-legendre or auto")] = "right",
     seed: Seed = 0,
     distractors: Draw = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")] = None,
+    shots: Shots = 0,
+    chat: Chat = False,
+    device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what locating takes at most, and stop")] = False,
 ) -> None:
     """Compare the neurons found by letter with those found by the answer's own text, and write report.html."""
     with plain_errors():
-        from dataclasses import replace
-
         from qrnca_lens.clustering import QRNCAConfig
         from qrnca_lens.core.store import run_place
         from qrnca_lens.data import load_queries
@@ -45,15 +45,17 @@ def transfer(
 
         run_place(out)
         config = QRNCAConfig(steps, cast("Rule", rule))
-        asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
-        texts = asked.as_open()
+        plain = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
+        kinds = [asked.with_examples(shots, seed) for asked in (plain, plain.as_open())]
         loaded = load_model(model, device=device)
+        letters, texts = (put(loaded, asked, chat) for asked in kinds)
         if dry_run:
-            for way, these in (("letter", asked), ("answer", texts)):
-                located = these.sample(per_group, seed) if per_group else these
-                say(f"Locating by {way}, at most: {estimate(loaded, located, replace(config, read=way))}")
+            for asked in (letters, texts):
+                some = asked.sample(per_group, seed) if per_group else asked
+                these = QRNCAConfig(steps, cast("Rule", rule), read=asked.read)
+                say(f"Locating by {asked.read}, at most: {estimate(loaded, some, these)}")
             raise typer.Exit
-        found = run(loaded, asked, out, config=config, seed=seed, most=per_group)
+        found = run(loaded, letters, out, texts=texts, config=config, seed=seed, most=per_group)
     _show(found.counts, "Which questions are answered both ways")
     _show(found.verdicts(), "What came out")
     say(f"{found!r}\nPage: {(out / 'report.html').resolve()}")

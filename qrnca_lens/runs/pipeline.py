@@ -19,7 +19,7 @@ import torch
 
 from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
-from qrnca_lens.attribution.answers import option_answers
+from qrnca_lens.attribution.answers import answer_probabilities, option_answers
 from qrnca_lens.attribution.letters import decisions, option_tokens, options_of
 from qrnca_lens.attribution.targets import Answer, Choice, Target
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
@@ -43,6 +43,8 @@ from qrnca_lens.models import (
     reader_of,
 )
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.origin import source_entry
+from qrnca_lens.runs.answering import ChanceWarning, Check, Reading
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
@@ -88,6 +90,8 @@ def locate(
     A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), of prompts at which a layer's gap
     is above a tenth of what the layer changes (`QRNeurons.missed_layers`), and how to remedy it.
 
+    A ChanceWarning tells, before anything is computed, of a model whose answers are not told from chance (`ql.check`).
+
     With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
     model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
     may be called again with other queries too: those that the folder knows are not computed again. A finished folder that
@@ -109,6 +113,9 @@ def locate(
     check_enough_queries(len(queries), config.common_share)
     checked = check_prompts(model, queries)
     check_enough_left(queries, checked.failed, config)
+    answered = Check.of(str(model.cfg.model_name), checked.readings)
+    if answered.advice:
+        warnings.warn(answered.advice, ChanceWarning, stacklevel=2)
     shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
     reader = reader_of(model).record()
     identity = RunIdentity(asdict(config), asdict(shape), reader, queries, check_site(model, None))
@@ -118,6 +125,7 @@ def locate(
         "reader": reader,
         **({"letters": checked.decided} if config.read == "letter" else {"answers": checked.decided}),
         "versions": _versions(),
+        **source_entry(model),
     }
     run = RunFolder(folder, identity, about)
     with run.opened():
@@ -147,12 +155,14 @@ class CheckedPrompts:
 
     `targets`: what is attributed at every prompt of every query that can be used. `decided`: which tokens stand for the
     letters, after how many prompts, and how much probability the model gives them; of open prompts how many tokens the
-    right answers have. `failed`: the queries that cannot be used.
+    right answers have. `failed`: the queries that cannot be used. `readings`: P of each option after every prompt of the
+    others.
     """
 
     targets: dict[str, list[Target]]
     decided: list[dict[str, Any]]
     failed: list[Failure]
+    readings: list[Reading]
 
 
 def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
@@ -164,6 +174,7 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
         return _check_open(model, queries)
     targets: dict[str, list[Target]] = {}
     decided: list[OptionTokens] = []
+    readings: list[Reading] = []
     failures = _Failures()
     for start in range(0, len(queries), _READ_TOGETHER):
         part = queries.queries[start : start + _READ_TOGETHER]
@@ -175,7 +186,8 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
                     found.append(option_tokens(model, prompt))
                 decided += found
                 targets[query.id] = [Choice(o, prompt.right) for o, prompt in zip(found, query.prompts, strict=True)]
-    return CheckedPrompts(targets, decisions(decided), list(failures.by_query.values()))
+                readings.append(Reading(query, tuple(options.probabilities for options in found)))
+    return CheckedPrompts(targets, decisions(decided), list(failures.by_query.values()), readings)
 
 
 def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
@@ -189,7 +201,15 @@ def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
             targets[query.id] = [*found]
     counts = Counter(target.reads for of_query in targets.values() for target in of_query)
     decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
-    return CheckedPrompts(targets, decided, list(failures.by_query.values()))
+    readings = _read_open(model, queries.keep(targets))
+    return CheckedPrompts(targets, decided, list(failures.by_query.values()), readings)
+
+
+def _read_open(model: HookedModel, queries: QuerySet) -> list[Reading]:
+    """P of every option's text after each open prompt."""
+    p = answer_probabilities(model, [prompt for query in queries for prompt in query.prompts])
+    parts = p.split([len(query.prompts) for query in queries])
+    return [Reading(query, tuple(map(tuple, part.tolist()))) for query, part in zip(queries, parts, strict=True)]
 
 
 def queries_for(queries: QuerySet, read: Read) -> QuerySet:

@@ -49,13 +49,25 @@ class Subject:
                 f"a subject cannot be called {self.name!r}: its figures' files have longer names; rename it, or its file"
             ) from None
 
+    def as_chat(self, model: HookedModel) -> Subject:
+        """The same with all prompts as chats (`QuerySet.as_chat`)."""
+        unseen = (None if queries is None else queries.as_chat(model) for queries in (self.fresh, self.held_out))
+        renderings = tuple(queries.as_chat(model) for queries in self.renderings)
+        return Subject(self.name, self.queries.as_chat(model), renderings, *unseen)
+
 
 def subject(
-    source: str | os.PathLike[str], *, seed: int = 0, per_group: int | None = None, distractors: Distractors | None = None
+    source: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    per_group: int | None = None,
+    distractors: Distractors | None = None,
+    shots: int = 0,
 ) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries.
 
-    `distractors` as in `load_queries`. Rendered queries have no fresh or held-out prompts. TypeError for a source that is
+    `distractors` as in `load_queries`; `shots` solved questions stand before each prompt, drawn from the whole source
+    (`QuerySet.with_examples`). Rendered queries have no fresh or held-out prompts. TypeError for a source that is
     neither a name nor a path.
     """
     if not isinstance(source, str | os.PathLike):
@@ -63,20 +75,19 @@ def subject(
     source = os.fspath(source)
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
-    queries = load_queries(name, seed=seed, distractors=distractors)
+
+    def load(own: int, held_out: bool = False) -> QuerySet:
+        return load_queries(name, seed=own, held_out=held_out, distractors=distractors).with_examples(shots, seed)
+
+    queries = load(seed)
     if per_group is not None:
         queries = queries.sample(per_group, seed)
     chosen = {query.id for query in queries}
     if not all(query.question for query in queries):
         return Subject(Path(source).stem, queries, (queries,))
-    *again, fresh = [
-        load_queries(name, seed=seed + 1000 * other, distractors=distractors).keep(chosen)
-        for other in range(1, _RENDERINGS + 1)
-    ]
+    *again, fresh = [load(seed + 1000 * other).keep(chosen) for other in range(1, _RENDERINGS + 1)]
     taken_as_they_stand = fresh.fingerprint == queries.fingerprint
-    held_out = (
-        None if taken_as_they_stand else load_queries(name, seed=seed, held_out=True, distractors=distractors).keep(chosen)
-    )
+    held_out = None if taken_as_they_stand else load(seed, held_out=True).keep(chosen)
     return Subject(Path(source).stem, queries, (queries, *again), None if taken_as_they_stand else fresh, held_out)
 
 

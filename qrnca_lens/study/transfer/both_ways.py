@@ -4,96 +4,103 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
-from qrnca_lens.attribution.options import answers
-from qrnca_lens.clustering.qr_neurons import Failure
-from qrnca_lens.core.intervals import clustered_interval
-from qrnca_lens.data import LETTERS, QuerySet
+from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.data import DataError, QuerySet, Read
 from qrnca_lens.models import HookedModel, ModelError
-from qrnca_lens.runs.pipeline import check_prompts, without
+from qrnca_lens.runs.answering import COLUMNS, ChanceWarning, Check
+from qrnca_lens.runs.checking import check
+from qrnca_lens.runs.pipeline import without
 
-ANSWERED_COLUMNS = ["query", "group", "unit", "letter_right", "letter_prompts", "answer_right", "answer_prompts", "answered"]
+PROMPT_COLUMNS = [*COLUMNS, "read"]
 WAYS = ("both", "letter only", "answer only", "neither")
 """The ways in which a question can be answered, in the column `answered`."""
+READS: tuple[Read, ...] = ("letter", "answer")
+"""What can be read, and the neurons found by it."""
 FEWEST, FEWEST_GROUPS = 4, 2
-CHANCE = 1 / len(LETTERS)
-WAYS_READ = {"letter": "by letter", "answer": "by answer"}
 
 
-class ChanceWarning(UserWarning):
-    """Right answers that are not told from chance: what the model says then stands for no knowledge."""
+def both_kinds(queries: QuerySet, texts: QuerySet | None) -> tuple[QuerySet, QuerySet]:
+    """The questions with their letters, and the same as open prompts (None: `queries.as_open()`).
+
+    DataError for open prompts in the place of the letters or the other way round, other questions among the open prompts or
+    other answers to them, and what `as_open` refuses.
+    """
+    if queries.read == "answer":
+        raise DataError(
+            f"{queries.name}: its prompts are open, so no letter follows; give the multi-choice queries themselves"
+        )
+    if texts is None:
+        return queries, queries.as_open()
+    if texts.read != "answer":
+        raise DataError(f"{texts.name}: its prompts ask for a letter; give open prompts of the same questions (as_open)")
+    theirs, ours = ({(q.id, q.group, q.unit, q.answer) for q in one} for one in (texts, queries))
+    if theirs != ours:
+        query = min(theirs ^ ours)[0]
+        raise DataError(
+            f"{texts.name}: query {query!r} is not the same question there; make the open prompts of these queries"
+        )
+    by_id = {query.id: query for query in texts}
+    return queries, QuerySet(tuple(by_id[query.id] for query in queries), texts.name, texts.made)
 
 
-@dataclass(frozen=True)
-class Share:
-    """`count` of `of` prompts, and the 95 % interval of the share over units (`core.intervals.clustered_interval`)."""
+def prompts_answered(model: HookedModel, letters: QuerySet, texts: QuerySet) -> tuple[pd.DataFrame, list[Failure]]:
+    """How each prompt of both kinds is answered (PROMPT_COLUMNS: those of `Check.answers`, and one of READS), and the
+    queries that the model cannot take in one of the kinds, which are left out of both.
 
-    count: int
-    of: int
-    low: float
-    high: float
+    ModelError where it can take none in both.
+    """
+    by_answer = check(model, texts)
+    left = without(letters, _failures(by_answer))
+    by_letter = check(model, left) if len(left) else Check(by_answer.model, by_answer.answers[:0], failed_table(()))
+    failed = [*_failures(by_answer), *_failures(by_letter)]
+    if len(failed) == len(letters):
+        raise ModelError(
+            f"the model can take no question both by letter and by answer; the first, {failed[0].query!r}: "
+            f"{failed[0].reason}. A model that cannot write the answers tells nothing about them: give another one"
+        )
+    lost = {failure.query for failure in failed}
+    parts = [found.answers.assign(read=read) for read, found in zip(READS, (by_letter, by_answer), strict=True)]
+    prompts = pd.concat(parts, ignore_index=True)
+    return prompts[~prompts["query"].isin(lost)].reset_index(drop=True)[PROMPT_COLUMNS], failed
 
 
-def answered_ways(model: HookedModel, letters: QuerySet, texts: QuerySet) -> tuple[pd.DataFrame, list[Failure]]:
-    """How each question is answered: a row a query with ANSWERED_COLUMNS, and the queries that the model cannot take.
+def _failures(found: Check) -> list[Failure]:
+    return [Failure(*row) for row in found.failed.itertuples(index=False)]
+
+
+def checks(model: str, prompts: pd.DataFrame) -> dict[Read, Check]:
+    """What the model does with the questions, by letter and by answer."""
+    return {
+        read: Check(model, prompts.loc[prompts["read"] == read, COLUMNS].reset_index(drop=True), failed_table(()))
+        for read in READS
+    }
+
+
+def warn_of_chance(found: dict[Read, Check]) -> None:
+    """A ChanceWarning for each kind of prompts whose right answers are not told from chance."""
+    for read, one in found.items():
+        if one.advice:
+            hits = "questions that seem to be answered both ways may be chance hits"
+            warnings.warn(f"by {read}: {one.advice}; {hits}", ChanceWarning, stacklevel=4)
+
+
+def answered_ways(prompts: pd.DataFrame) -> pd.DataFrame:
+    """A row a question: query, group, unit, letter_right, letter_prompts, answer_right, answer_prompts, answered.
 
     A question is answered by letter if the right letter is the likeliest of the four in more than half of its prompts, and
     by answer if the right option's text is the likeliest of the four (by its geometric-mean probability) in more than half
-    of its open prompts (`texts`, the same queries). ModelError where the model can take no query in both ways.
+    of its open prompts. `answered` is one of WAYS.
     """
-    failed = _failed(model, letters, texts)
-    left = without(letters, failed)
-    if not len(left):
-        first = failed[0]
-        raise ModelError(
-            f"the model can take no question both by letter and by answer; the first, {first.query!r}: {first.reason}. "
-            "A model that cannot write the answers tells nothing about them: give another model, or other questions"
-        )
-    by_letter = _right(model, left, "letter")
-    by_answer = _right(model, without(texts, failed), "answer")
-    rows = pd.DataFrame([(query.id, query.group, query.unit) for query in left], columns=["query", "group", "unit"])
-    rows = rows.join(by_letter, on="query").join(by_answer, on="query")
-    most = [2 * rows[f"{way}_right"] > rows[f"{way}_prompts"] for way in ("letter", "answer")]
+    rows = prompts[["query", "group", "unit"]].drop_duplicates(ignore_index=True)
+    for read in READS:
+        by_query = prompts[prompts["read"] == read].groupby("query")["is_right"]
+        rows = rows.join(by_query.agg(["sum", "size"]).set_axis([f"{read}_right", f"{read}_prompts"], axis=1), on="query")
+    most = [2 * rows[f"{read}_right"] > rows[f"{read}_prompts"] for read in READS]
     ways = {(True, True): "both", (True, False): "letter only", (False, True): "answer only", (False, False): "neither"}
-    rows["answered"] = [ways[bool(letter), bool(answer)] for letter, answer in zip(*most, strict=True)]
-    return rows[ANSWERED_COLUMNS], failed
-
-
-def _failed(model: HookedModel, letters: QuerySet, texts: QuerySet) -> list[Failure]:
-    """The queries with a prompt of either kind that the model cannot take; open prompts, which need no pass, come first."""
-    failed = {failure.query: failure for failure in check_prompts(model, texts).failed}
-    left = without(letters, [*failed.values()])
-    failed |= {failure.query: failure for failure in check_prompts(model, left).failed}
-    return [failed[query.id] for query in letters if query.id in failed]
-
-
-def _right(model: HookedModel, queries: QuerySet, way: str) -> pd.DataFrame:
-    by_query = answers(model, queries).groupby("query")["right"]
-    return by_query.agg(["sum", "size"]).astype(int).set_axis([f"{way}_right", f"{way}_prompts"], axis=1)
-
-
-def share_right(answered: pd.DataFrame, way: str) -> Share:
-    """How many of the prompts, of all questions that were given, the model answers rightly by letter or by answer."""
-    by_unit = answered.groupby("unit")[[f"{way}_right", f"{way}_prompts"]].sum()
-    right, asked = (by_unit[f"{way}_{name}"].to_numpy(dtype=int) for name in ("right", "prompts"))
-    return Share(int(right.sum()), int(asked.sum()), *clustered_interval(right, asked))
-
-
-def warn_of_chance(answered: pd.DataFrame) -> None:
-    """A ChanceWarning where the right answers by letter, or by answer, are not told from chance."""
-    for way, words in WAYS_READ.items():
-        share = share_right(answered, way)
-        if share.low <= CHANCE:
-            warnings.warn(
-                f"{words} the model is right in {share.count} of {share.of} prompts ({share.count / share.of:.0%}, interval "
-                f"{share.low:.0%} to {share.high:.0%}), which is not told from chance ({CHANCE:.0%}): what it answers so "
-                "stands for no knowledge, and questions that it seems to answer both ways may be chance hits",
-                ChanceWarning,
-                stacklevel=4,
-            )
+    return rows.assign(answered=[ways[bool(letter), bool(answer)] for letter, answer in zip(*most, strict=True)])
 
 
 def counts_by_group(answered: pd.DataFrame) -> pd.DataFrame:

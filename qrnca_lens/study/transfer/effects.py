@@ -14,11 +14,10 @@ from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.editing.effects import COLUMNS, SUPPRESS, edit_effects
 from qrnca_lens.localization.significance import holm
 from qrnca_lens.models import HookedModel
+from qrnca_lens.study.transfer.both_ways import READS
 
 SETS = ("letter", "answer", "random (letter)", "random (answer)")
 """The neurons that are suppressed: those found each way, and as many random ones of the same layers for each."""
-READS = ("letter", "answer")
-"""The prompts on which an effect is read: those that ask for the letter, and the open ones."""
 PLACES = ("own", "unrelated")
 """The questions on which an effect is read."""
 EDIT_COLUMNS = ["prompts_of", *COLUMNS]

@@ -6,7 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from qrnca_lens.study.transfer.effects import PLACES, READS, SETS
+from qrnca_lens.study.transfer.both_ways import READS
+from qrnca_lens.study.transfer.effects import PLACES, SETS
 from qrnca_lens.study.transfer.kinds import NEURON_KINDS
 from qrnca_lens.study.transfer.split import FOUND, FOUND_TOGETHER, PARTS, RANDOM, RANDOM_TOGETHER
 from qrnca_lens.views.plots.figures import INK, PALETTE, TEMPLATE, named_axis

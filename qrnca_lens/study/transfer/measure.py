@@ -17,12 +17,21 @@ from qrnca_lens.core.store import read_table, run_place, usable, write_record, w
 from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.core.values import seed_number, whole_number
 from qrnca_lens.core.writing import check_target
-from qrnca_lens.data import DataError, QuerySet
+from qrnca_lens.data import QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.origin import source_entry
 from qrnca_lens.runs.pipeline import locate
-from qrnca_lens.study.transfer.both_ways import ANSWERED_COLUMNS, answered_ways, check_enough, warn_of_chance
+from qrnca_lens.study.transfer.both_ways import (
+    PROMPT_COLUMNS,
+    answered_ways,
+    both_kinds,
+    check_enough,
+    checks,
+    prompts_answered,
+    warn_of_chance,
+)
 from qrnca_lens.study.transfer.effects import EDIT_COLUMNS, four_sets, transfer_edits
 from qrnca_lens.study.transfer.report import write_transfer
 from qrnca_lens.study.transfer.result import Transfer
@@ -36,6 +45,7 @@ def transfer(
     queries: QuerySet,
     out: str | os.PathLike[str] | None = None,
     *,
+    texts: QuerySet | None = None,
     config: QRNCAConfig | None = None,
     seed: int = 0,
     most: int | None = None,
@@ -44,18 +54,19 @@ def transfer(
     """Does the letter stand for the knowledge? Compare the neurons found by letter with those found by the answer's text.
 
     Of `queries` (multi-choice, with question and options) those count that the model answers both ways in most of their
-    prompts (`both_ways.answered_ways`), at most `most` of each group, drawn with `seed`. On these it runs `locate` twice, by
-    letter and by answer, both with `config` (whose `read` does not matter), measures how much the two sets of a question
-    overlap (`overlap`), what suppressing either does to the letter, to the long answer and to those of unrelated questions
-    (`effects`), and whether each neuron found by letter follows the letter or the content when the options stand in another
-    order or have other symbols (`split`, `kinds`).
+    prompts (`both_ways.answered_ways`; `texts` are the open ones of the same questions, None: `queries.as_open()`), at most
+    `most` of each group, drawn with `seed`. On these it runs `locate` twice, by letter and by answer, both with `config`
+    (whose `read` does not matter), measures how much the two sets of a question overlap (`overlap`), what suppressing either
+    does to the letter, to the long answer and to those of unrelated questions (`effects`), and whether each neuron found by
+    letter follows the letter or the content when the options stand in another order or have other symbols (`split`,
+    `kinds`).
 
     With `out`, the work is kept in that folder as it is done: called again with the same model, queries, config, seed and
     `most` it goes on where it was. It then holds the two runs (`letter`, `answer`), the tables as parquet, transfer.json and
     report.html.
 
     Raises, before anything is computed, DataError for open prompts and for a query without question or options
-    (`QuerySet.as_open`), RunError for a folder that holds something else; and before anything is located, ModelError where
+    (`both_kinds`), RunError for a folder that holds something else; and before anything is located, ModelError where
     the model can take no question both ways and ValueError where it answers too few of them (`both_ways.check_enough`). A
     ChanceWarning tells of right answers that are not told from chance.
     """
@@ -64,10 +75,12 @@ def transfer(
     check_query_set(queries)
     seed, most = seed_number(seed), None if most is None else whole_number("most", most, at_least=1)
     config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None), read="letter")
-    texts = _open(queries)
+    letters, texts = both_kinds(queries, texts)
     about: dict[str, Any] = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
-        "queries": {"name": queries.name, "made": list(queries.made), "count": len(queries), "sha256": queries.fingerprint},
+        **source_entry(model),
+        "queries": _record(letters),
+        "open prompts": _record(texts),
         "config": {name: value for name, value in asdict(config).items() if name != "read"},
         "seed": seed,
         "most": most,
@@ -77,19 +90,11 @@ def transfer(
     with progress_bar(progress) as bar:
         task = bar.add_task("transfer", total=5)
         steps = _Steps(folder, lambda text: bar.update(task, advance=1, description=f"transfer: {text}"))
-        measured = _measure(model, (queries, texts), config, steps, seed, most)
+        measured = _measure(model, (letters, texts), config, steps, seed, most)
     found = replace(measured, about={**about, "versions": measured.letter.about.get("versions", {})}, folder=folder)
     if folder:
         write_transfer(found, folder)
     return found
-
-
-def _open(queries: QuerySet) -> QuerySet:
-    if queries.read == "answer":
-        raise DataError(
-            f"{queries.name}: its prompts are open, so no letter follows; give the multi-choice queries themselves"
-        )
-    return queries.as_open()
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,17 @@ class _Steps:
         return found
 
 
+def _record(queries: QuerySet) -> dict[str, Any]:
+    return {"name": queries.name, "made": list(queries.made), "count": len(queries), "sha256": queries.fingerprint}
+
+
 def _measure(
     model: HookedModel, asked: tuple[QuerySet, QuerySet], config: QRNCAConfig, steps: _Steps, seed: int, most: int | None
 ) -> Transfer:
     letters, texts = asked
-    answered, failed = _answered(model, letters, texts, steps)
-    warn_of_chance(answered)
+    prompts, failed = _prompts(model, letters, texts, steps)
+    answered = answered_ways(prompts)
+    warn_of_chance(checks(str(model.cfg.model_name), prompts))
     both = letters.keep(answered.loc[answered["answered"] == "both", "query"])
     both = both.sample(most, seed) if most and len(both) else both
     check_enough(answered, [query.id for query in both])
@@ -147,17 +157,17 @@ def _measure(
     letter, answer = letter.restrict(shared), answer.restrict(shared)
     edits = steps.table("edits", EDIT_COLUMNS, lambda: transfer_edits(model, letter, answer, seed=seed))
     split = _split(model, letter, answer, steps, seed)
-    return Transfer(letter, answer, answered, failed, edits, split, seed=seed)
+    return Transfer(letter, answer, prompts, failed, edits, split, seed=seed)
 
 
-def _answered(model: HookedModel, letters: QuerySet, texts: QuerySet, steps: _Steps) -> tuple[pd.DataFrame, pd.DataFrame]:
-    answered, failed = steps.kept("answered", ANSWERED_COLUMNS), steps.kept("failed", FAILED_COLUMNS)
-    if answered is None or failed is None:
-        answered, failures = answered_ways(model, letters, texts)
+def _prompts(model: HookedModel, letters: QuerySet, texts: QuerySet, steps: _Steps) -> tuple[pd.DataFrame, pd.DataFrame]:
+    prompts, failed = steps.kept("prompts", PROMPT_COLUMNS), steps.kept("failed", FAILED_COLUMNS)
+    if prompts is None or failed is None:
+        prompts, failures = prompts_answered(model, letters, texts)
         failed = steps.keep("failed", failed_table(failures))
-        answered = steps.keep("answered", answered)
-    steps.done("answered both ways")
-    return answered, failed
+        prompts = steps.keep("prompts", prompts)
+    steps.done("answers read")
+    return prompts, failed
 
 
 def _split(model: HookedModel, letter: QRNeurons, answer: QRNeurons, steps: _Steps, seed: int) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import quantile_interval, resampled_means
 from qrnca_lens.core.neurons import Neuron, NeuronSet
-from qrnca_lens.data.query import ALL_GROUPS
+from qrnca_lens.data import ALL_GROUPS
 from qrnca_lens.localization.significance import TIE, holm
 
 DEALS = 10_000

@@ -1,7 +1,8 @@
 """The prompts of a question with its options in other orders and under other symbols.
 
 Only prompts of the templates of `data.templates` can be rendered anew: the text must hold what the template makes of the
-question and its options, once. What stands around it (a chat template's marks, solved examples) stays as it is.
+question and its options, once (in a chat without its last line, which the chat's lead stands for). What stands around it
+stays as it is: the marks of a chat, solved examples.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.data import LETTERS, Prompt, Query
+from qrnca_lens.data.chat import without_cue
 from qrnca_lens.data.templates import TEMPLATES, Template
 from qrnca_lens.models import HookedModel, ModelError, OptionTokens, reader_of
 
@@ -47,17 +49,11 @@ def reordered(model: HookedModel, query: Query, prompt: Prompt) -> Reordered | N
     template = _template(query.language, prompt.template)
     if template is None or not (query.question and prompt.shown):
         return None
-    base = template.render(query.question, prompt.shown)
-    if prompt.text.count(base) != 1:
+    if prompt.text.count(_part(prompt, query, template, prompt.shown)) != 1:
         return None
     form, four = option_tokens(model, prompt), range(len(LETTERS))
     try:
-        orders = [
-            _asked(
-                model, prompt.text.replace(base, template.render(query.question, _rotated(prompt, to))), LETTERS, to, form
-            )
-            for to in four
-        ]
+        orders = [_asked(model, _anew(prompt, query, template, _rotated(prompt, to)), LETTERS, to, form) for to in four]
     except ModelError:
         return None
     first, second, third, fourth = orders
@@ -71,6 +67,16 @@ def _template(language: str, key: str) -> Template | None:
     return next((one for one in (*known.detection, known.held_out) if one.key == key), None) if known else None
 
 
+def _part(prompt: Prompt, query: Query, template: Template, options: tuple[str, ...]) -> str:
+    """What the template makes of the question, as it stands in such a prompt."""
+    text = template.render(query.question, options)
+    return without_cue(text, f"query {query.id!r}").strip() if prompt.rendering == "chat" else text
+
+
+def _anew(prompt: Prompt, query: Query, template: Template, options: tuple[str, ...]) -> str:
+    return prompt.text.replace(_part(prompt, query, template, prompt.shown), _part(prompt, query, template, options))
+
+
 def _rotated(prompt: Prompt, to: int) -> tuple[str, ...]:
     """The options in the order in which the right one is number `to`."""
     shift = (prompt.right - to) % len(LETTERS)
@@ -78,11 +84,11 @@ def _rotated(prompt: Prompt, to: int) -> tuple[str, ...]:
 
 
 def _renamed(model: HookedModel, query: Query, prompt: Prompt, template: Template, form: OptionTokens) -> Asked | None:
-    base = template.render(query.question, prompt.shown)
+    base = _part(prompt, query, template, prompt.shown)
     if _LABELLED.search(prompt.text.replace(base, "")):
         return None  # solved examples with letters around it
     for symbols in SYMBOLS:
-        text = prompt.text.replace(base, renamed_template(template, symbols).render(query.question, prompt.shown))
+        text = prompt.text.replace(base, _part(prompt, query, renamed_template(template, symbols), prompt.shown))
         try:
             asked = _asked(model, text, symbols, prompt.right, form)
         except ModelError:

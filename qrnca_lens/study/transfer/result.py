@@ -11,7 +11,9 @@ import pandas as pd
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.shown import notebook
-from qrnca_lens.study.transfer.both_ways import counts_by_group
+from qrnca_lens.data import Read
+from qrnca_lens.runs.answering import Check
+from qrnca_lens.study.transfer.both_ways import answered_ways, checks, counts_by_group
 from qrnca_lens.study.transfer.effects import changes, comparison_table, effect_table
 from qrnca_lens.study.transfer.kinds import kind_shares, neuron_kinds, part_means
 from qrnca_lens.study.transfer.overlap import overlap_pairs, overlap_test
@@ -23,22 +25,32 @@ from qrnca_lens.study.transfer.verdicts import Tables, verdict_table
 class Transfer:
     """Neurons found by letter beside those found by the answer's own text, for questions that are answered both ways.
 
-    `letter` and `answer` are the two runs over the same questions. `answered`: how each question that was given is answered
-    (`both_ways.answered_ways`); `failed`: those that the model cannot take (query, group, prompt, reason). `edits`: the
-    effects of the four sets (`effects.transfer_edits`); `split`: what single neurons do when options are re-ordered or have
-    other symbols (`split.split_rows`). Everything else is derived from these, intervals and deals with `seed`. `about` is
-    the manifest of transfer.json, `folder` where it lies (None: nowhere).
+    `letter` and `answer` are the two runs over the same questions. `prompts`: how each prompt of both kinds is answered, of
+    all questions that were given (`both_ways.prompts_answered`); `failed`: those that the model cannot take (query, group,
+    prompt, reason). `edits`: the effects of the four sets (`effects.transfer_edits`); `split`: what single neurons do when
+    options are re-ordered or have other symbols (`split.split_rows`). Everything else is derived from these, intervals and
+    deals with `seed`. `about` is the manifest of transfer.json, `folder` where it lies (None: nowhere).
     """
 
     letter: QRNeurons
     answer: QRNeurons
-    answered: pd.DataFrame
+    prompts: pd.DataFrame
     failed: pd.DataFrame
     edits: pd.DataFrame
     split: pd.DataFrame
     about: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     folder: Path | None = None
+
+    @cached_property
+    def checks(self) -> dict[Read, Check]:
+        """What the model does with all questions that were given, by letter and by answer."""
+        return checks(self.letter.model.name, self.prompts)
+
+    @cached_property
+    def answered(self) -> pd.DataFrame:
+        """In which ways each question is answered (`both_ways.answered_ways`)."""
+        return answered_ways(self.prompts)
 
     @cached_property
     def counts(self) -> pd.DataFrame:
@@ -104,7 +116,7 @@ class Transfer:
 
     def verdicts(self) -> pd.DataFrame:
         """A sentence a line, with yes, no or not told, and the figures that decide it (`verdicts.verdict_table`)."""
-        tables = Tables(self.answered, self.overlaps, self.comparisons, self.split, self.neurons)
+        tables = Tables(self.checks, self.overlaps, self.comparisons, self.split, self.neurons)
         return verdict_table(tables, seed=self.seed)
 
     def to_frame(self) -> pd.DataFrame:

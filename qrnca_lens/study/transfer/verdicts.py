@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from qrnca_lens.core.intervals import Interval, clustered_interval, paired_difference, quantile_interval, resampled_means
-from qrnca_lens.data.query import ALL_GROUPS
+from qrnca_lens.data import ALL_GROUPS, LETTERS, Read
 from qrnca_lens.localization.significance import LEVEL, holm
-from qrnca_lens.study.transfer.both_ways import CHANCE, WAYS_READ, Share, share_right
+from qrnca_lens.runs.answering import Check
 from qrnca_lens.study.transfer.effects import COMPARISONS
 from qrnca_lens.study.transfer.kinds import of_questions
 from qrnca_lens.study.transfer.overlap import KINDS
@@ -23,6 +24,16 @@ VERDICT_COLUMNS = ["statement", "verdict", "n", "number", "p", "p_corrected"]
 _UNIT = {"points": "points of P", "log_p": "nats of log P per token"}
 _THAN = {COMPARISONS[0]: "that of an unrelated question", COMPARISONS[1]: "random neurons of the same layers do"}
 _ON = {"letter": "the letter", "answer": "the long answer"}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """`count` of `of` prompts, and the 95 % interval of the share over units."""
+
+    count: int
+    of: int
+    low: float
+    high: float
 
 
 class _Line(NamedTuple):
@@ -38,10 +49,10 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Tables:
-    """What verdicts rest on: what `answered_ways`, `overlap_test`, `comparison_table`, `split_rows` and `neuron_kinds`
+    """What verdicts rest on: what `checks`, `overlap_test`, `comparison_table`, `split_rows` and `neuron_kinds`
     give."""
 
-    answered: pd.DataFrame
+    checks: Mapping[Read, Check]
     overlaps: pd.DataFrame
     comparisons: pd.DataFrame
     split: pd.DataFrame
@@ -81,25 +92,29 @@ def _verdict(line: _Line, p: float) -> str:
 def _answer_lines(tables: Tables) -> list[_Line]:
     """Whether what is measured is knowledge at all: a model that always says one letter answers some questions rightly."""
     lines = []
-    for way, words in WAYS_READ.items():
-        share = share_right(tables.answered, way)
-        lines.append(_share_line(f"The model answers the questions {words} better than chance", share, 100 * CHANCE))
+    for read, found in tables.checks.items():
+        told = found.groups.iloc[-1]
+        share, level = (
+            _Share(int(told["right"]), int(told["prompts"]), told["low"], told["high"]),
+            max(told["chance"], told["habit"]),
+        )
+        lines.append(_share_line(f"The model answers the questions by {read} better than chance", share, float(level)))
     rows = tables.split[tables.split["neurons"] == FOUND_TOGETHER]
     for column, orders, words in (("right_reordered", 3, "in other orders"), ("right_symbols", 1, "under other symbols")):
         known = rows[rows[column].notna()]
         if len(known):
             right = (orders * known[column].astype(float)).groupby(known["unit"]).sum().round().to_numpy(dtype=int)
             asked = (orders * known.groupby("unit").size()).to_numpy(dtype=int)
-            share = Share(int(right.sum()), int(asked.sum()), *clustered_interval(right, asked))
+            share = _Share(int(right.sum()), int(asked.sum()), *clustered_interval(right, asked))
             statement = f"It chooses the right option {words} better than chance, of the questions measured"
-            lines.append(_share_line(statement, share, 100 * CHANCE))
+            lines.append(_share_line(statement, share, 1 / len(LETTERS)))
     return lines
 
 
-def _share_line(statement: str, share: Share, than: float) -> _Line:
-    low, high = 100 * share.low, 100 * share.high
-    said = YES if low > than else NO if high < than else UNTOLD
-    number = f"{_shown(100 * share.count / share.of, (low, high), 1)} % of the prompts"
+def _share_line(statement: str, share: _Share, than: float) -> _Line:
+    said = YES if share.low > than else NO if share.high < than else UNTOLD
+    mean, interval = 100 * share.count / share.of, (100 * share.low, 100 * share.high)
+    number = f"{_shown(mean, interval, 1)} % of the prompts, chance {100 * than:.1f} %"
     return _Line(statement, share.of, number, 0.0, said=said)
 
 
