@@ -39,7 +39,7 @@ from qrnca_lens.data.query import ALL_GROUPS
 from qrnca_lens.data.templates import TEMPLATES
 from qrnca_lens.editing import suppress
 from qrnca_lens.editing.effects import COLUMNS
-from qrnca_lens.models import ModelError, load_model
+from qrnca_lens.models import ModelError, load_model, reader_of, to_tokens
 from qrnca_lens.runs.answering import ChanceWarning
 from qrnca_lens.study.transfer.both_ways import (
     PROMPT_COLUMNS,
@@ -65,6 +65,7 @@ from qrnca_lens.study.transfer.result import Transfer
 from qrnca_lens.study.transfer.split import FOUND, PARTS, RANDOM, SPLIT_COLUMNS, split_rows, three_parts
 
 CONFIG = QRNCAConfig(steps=2)
+NEW_LINE = "\n"
 KEPT = ["prompts", "failed", "edits", "split"]
 
 
@@ -275,7 +276,22 @@ def test_options_are_put_in_all_orders_and_under_other_symbols(tiny: Any, asked:
     form = reordered(tiny, query, wrapped)
     assert form is not None and all(o.text.startswith("<user>\n") and o.text.endswith("\n<assistant>") for o in form.orders)
     assert reordered(tiny, query, replace(query.prompts[0], template="my own")) is None
-    assert reordered(tiny, query, replace(query.prompts[0], text="Otherwise. " + query.prompts[1].text)) is None
+    other = replace(query.prompts[0], text=query.prompts[0].text.replace("Question", "question"))
+    assert reordered(tiny, query, other) is None
+
+
+def test_chats_and_examples_keep_what_stands_around(tiny: Any, asked: QuerySet) -> None:
+    shots = asked.with_examples(1)
+    query, plain = shots.queries[0], asked.queries[0]
+    form, own = reordered(tiny, query, query.prompts[0]), reordered(tiny, plain, plain.prompts[0])
+    assert form is not None and own is not None and form.renamed is None  # the examples have letters
+    before = query.prompts[0].text.removesuffix(plain.prompts[0].text)
+    assert [order.text for order in form.orders] == [before + order.text for order in own.orders]
+    chat = replace(plain.prompts[0], text=f"<u>{plain.prompts[0].text.rpartition(NEW_LINE)[0]}<a>It is", rendering="chat")
+    form = reordered(tiny, plain, chat)
+    assert form is not None and form.orders[chat.right].text == chat.text
+    assert {order.text.count("Answer:") for order in form.orders} == {0}
+    assert all(order.text.startswith("<u>Question") and order.text.endswith("<a>It is") for order in form.orders)
 
 
 @pytest.mark.parametrize("language", list(TEMPLATES))
@@ -356,20 +372,22 @@ def test_the_whole_path(tiny: Any, asked: QuerySet, done: Transfer) -> None:
 
 
 def test_effects_are_those_of_suppressing_and_reading(tiny: Any, done: Transfer) -> None:
-    """Against a block of `editing.suppress`, on the questions' own prompts of both kinds."""
+    """Against blocks of `editing.suppress`; answers token by token from whole texts, scaled wherever a token is read."""
     sets, query = four_sets(done.letter, done.answer), done.letter.asked.queries[0]
-    for read, queries in (("letter", done.letter.asked), ("answer", done.answer.asked)):
-        prompts = queries[query.id].prompts
-        before = option_probabilities(tiny, prompts)[:, prompts[0].right if read == "answer" else 0]
-        for name in ("letter", "random (answer)"):
-            with suppress(tiny, sets[name][query.id]):
-                after = option_probabilities(tiny, prompts)
-            p = torch.stack([row[prompt.right] for row, prompt in zip(after, prompts, strict=True)]).mean()
-            row = done.edits[
-                (done.edits["method"] == name) & (done.edits["prompts_of"] == read) & (done.edits["query"] == query.id)
-            ]
-            assert row["p_after"].item() == pytest.approx(p.item(), rel=1e-3)
-        assert before.isfinite().all()
+    for name in ("letter", "random (answer)"):
+        neurons = sets[name][query.id]
+        of_set = done.edits[(done.edits["method"] == name) & (done.edits["query"] == query.id)].set_index("prompts_of")
+        with suppress(tiny, neurons):
+            letters = [option_probabilities(tiny, [prompt])[0, prompt.right].item() for prompt in query.prompts]
+        assert of_set.loc["letter", "p_after"] == pytest.approx(np.mean(letters), rel=1e-3)
+        logs = []
+        for prompt in done.answer.asked[query.id].prompts:
+            start, answer = to_tokens(tiny, prompt.text), reader_of(tiny).answer(prompt.text, prompt.marked)
+            ids = torch.cat([start, start.new_tensor(answer[:-1])])
+            with torch.no_grad(), suppress(tiny, neurons, positions=[(len(start) - 1, len(ids))]):
+                read = tiny(ids[None])[0].log_softmax(-1)[len(start) - 1 :]
+            logs.append(read[range(len(answer)), list(answer)].mean().item())
+        assert of_set.loc["answer", "log_p_after"] == pytest.approx(np.mean(logs), rel=1e-3)
 
 
 def test_a_single_neuron_is_split_as_suppressing_it_says(tiny: Any, done: Transfer) -> None:
@@ -379,7 +397,7 @@ def test_a_single_neuron_is_split_as_suppressing_it_says(tiny: Any, done: Transf
     query = done.letter.asked[row["query"]]
     prompt = next(one for one in query.prompts if one.template == row["template"])
     read = [option_probabilities(tiny, [prompt])[0].log()]
-    with suppress(tiny, NeuronSet.of((row["layer"], row["neuron"]))):
+    with suppress(tiny, NeuronSet.of((int(row["layer"]), int(row["neuron"])))):
         read.append(option_probabilities(tiny, [prompt])[0].log())
     against = [p[prompt.right] - (p.sum() - p[prompt.right]) / 3 for p in read]
     assert row["original"] == pytest.approx((against[0] - against[1]).item(), rel=1e-3, abs=1e-5)
@@ -421,7 +439,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same(
 
 def test_a_folder_of_something_else_is_refused(tiny: Any, asked: QuerySet, done: Transfer, tmp_path: Path) -> None:
     assert done.folder is not None
-    other = load_model(save_tiny("qwen3", tmp_path / "other", LlamaConfig(**SIZES, rope_theta=5.0)), device="cpu")
+    other = load_model(save_tiny("another", tmp_path / "other", LlamaConfig(**SIZES, rope_theta=5.0)), device="cpu")
     with pytest.raises(RunError, match=r"model\.fingerprint"):
         transfer(other, asked, done.folder, config=CONFIG, progress=False)
     with pytest.raises(RunError, match="seed: 1 here, 0 in the folder"):
@@ -437,10 +455,14 @@ def test_what_cannot_be_compared_is_refused(tiny: Any, asked: QuerySet, short_qu
         transfer(tiny, asked.as_open(), progress=False)
     with pytest.raises(DataError, match="field 'question' is empty"):
         transfer(tiny, short_queries, progress=False)
+    with pytest.raises(DataError, match="give open prompts of the same questions"):
+        transfer(tiny, asked, texts=asked, progress=False)
+    with pytest.raises(DataError, match="is not the same question there"):
+        transfer(tiny, asked, texts=QuerySet(asked.queries[1:]).as_open(), progress=False)
     with pytest.raises(ValueError, match="3 questions in 2 groups are answered both"):
         transfer(tiny, QuerySet(asked.queries[:3]), progress=False)
-    with pytest.raises((ModelError, ValueError), match="both"), pytest.warns(ChanceWarning):
-        transfer(atlas, load_queries("atlas/domains").sample(2), progress=False)
+    with pytest.raises((ModelError, ValueError), match="letter"):
+        transfer(atlas, load_queries("atlas/domains").sample(1), progress=False)
 
 
 def test_at_most_so_many_of_a_group(tiny: Any, asked: QuerySet) -> None:
