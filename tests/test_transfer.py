@@ -63,6 +63,7 @@ from qrnca_lens.study.transfer.overlap import _deals, jaccard_table, overlap_pai
 from qrnca_lens.study.transfer.reorderings import SYMBOLS, renamed_template, reordered
 from qrnca_lens.study.transfer.result import Transfer
 from qrnca_lens.study.transfer.split import FOUND, PARTS, RANDOM, SPLIT_COLUMNS, split_rows, three_parts
+from qrnca_lens.study.transfer.verdicts import Tables, verdict_table
 
 CONFIG = QRNCAConfig(steps=2)
 NEW_LINE = "\n"
@@ -118,6 +119,8 @@ def test_ways_are_counted_and_too_few_are_refused() -> None:
         "answer only": [1, 0],
         "neither": [0, 1],
     }
+    two = prompt_rows([("x", 1, 2)])
+    assert answered_ways(two[two["prompt"] < 2])["answered"].tolist() == ["answer only"]  # a half is not most
     with pytest.raises(ValueError, match=r"2 questions in 2 groups .* both: 2, letter only: 1, answer only: 1, neither: 1"):
         check_enough(rows, ["q0", "q4"])
     check_enough(answered_rows([("x", 3, 3)] * 3 + [("y", 3, 3)]), ["q0", "q1", "q2", "q3"])
@@ -493,3 +496,19 @@ def test_the_command(tiny: Any, asked: QuerySet, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "What came out" in done.output and (tmp_path / "out" / "report.html").is_file()
     few = CliRunner().invoke(app, ["transfer", *given, "--out", str(tmp_path / "few"), "--per-group", "1"])
     assert few.exit_code == 1 and "2 questions in 2 groups" in " ".join(few.output.split())
+
+
+def test_verdicts_by_hand(done: Transfer) -> None:
+    """A difference that comes from the other side alone does not make a set lower anything."""
+    compared = comparison_table(all_edits())
+    tables = Tables(
+        checks("m", prompt_rows([("x", 3, 1)] * 12)), done.overlaps, compared, done.split.iloc[:0], done.neurons.iloc[:0]
+    )
+    for own, p, wanted in ((-5.0, 1e-4, "yes"), (0.5, 1e-4, "no"), (-5.0, 0.02, "not told")):
+        rows = compared.assign(own=own, mean=-3.0, p=p)
+        found = verdict_table(replace(tables, comparisons=rows)).set_index("statement")
+        about = found.filter(like="Suppressing", axis=0)
+        assert len(about) == 8 and set(about["verdict"]) == {wanted}
+    rising = verdict_table(replace(tables, comparisons=compared.assign(own=5.0, mean=3.0, p=1e-4)))
+    assert rising["verdict"].iloc[0] == "no"
+    assert found.loc["The model answers the questions by answer better than chance", "verdict"] != "yes"

@@ -89,7 +89,7 @@ def two_ways_model(folder: Path) -> Any:
     letter of its prompt; in layer 2 eight neurons write the letter or symbol of the right option where "known" is written.
     """
     config = LlamaConfig(**{**SIZES, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 48})
-    model = load_model(save_tiny("llama", folder, config), device="cpu")
+    model: Any = load_model(save_tiny("llama", folder, config), device="cpu")
     texts, owner, says_what = _texts()
     for layer, block in enumerate(model.blocks):
         for weight in (block.mlp.W_in, block.mlp.W_gate, block.mlp.W_out, *([block.attn.W_O] if layer else [])):
