@@ -1,12 +1,14 @@
-"""Questions that a tiny model answers both ways, and a model in which one neuron writes a letter and another an answer."""
+"""Questions that a tiny model answers both ways, a model with neurons of letters and of answers, tables put together by hand."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tiny import GATED, save_tiny
 from transformers import LlamaConfig
@@ -16,7 +18,9 @@ from qrnca_lens.attribution.options import option_probabilities
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet
 from qrnca_lens.data.templates import TEMPLATES, Template
+from qrnca_lens.editing.effects import COLUMNS
 from qrnca_lens.models import load_model, reader_of, to_tokens
+from qrnca_lens.study.transfer.both_ways import PROMPT_COLUMNS, READS
 from qrnca_lens.study.transfer.reorderings import SYMBOLS, renamed_template
 
 WORDS = ("one", "two", "red", "hot")
@@ -148,3 +152,40 @@ def _without_space(model: Any, text: str, four: tuple[str, ...]) -> tuple[int, .
 
 def _fire(mlp: Any, index: int, notices: torch.Tensor, writes: torch.Tensor) -> None:
     mlp.W_in.data[:, index], mlp.W_gate.data[:, index], mlp.W_out.data[index] = notices, 4 * notices, writes
+
+
+def prompt_rows(rights: Sequence[tuple[str, int, int]]) -> pd.DataFrame:
+    """Rows of `prompts_answered` from (group, right by letter, right by answer) of three prompts each; B is never said."""
+    rows = [
+        (f"q{i}", group, f"q{i}", place, "A" if place < right else "B", "A", place < right, 0.5, 0.9, 0.25, read)
+        for i, (group, *both) in enumerate(rights)
+        for read, right in zip(READS, both, strict=True)
+        for place in range(3)
+    ]
+    return pd.DataFrame(rows, columns=PROMPT_COLUMNS)
+
+
+def edit_rows(read: str, name: str, own: Sequence[float], same: Sequence[float], other: Sequence[float]) -> pd.DataFrame:
+    """Rows of `transfer_edits` for the questions q0, q1, …: P after the edit, of all 0.5 before it."""
+    rows = []
+    for i, (a, b, c) in enumerate(zip(own, same, other, strict=True)):
+        values = {"p": a, "p_same": b, "p_other": c}
+        row: dict[str, Any] = {f"{key}_before": 0.5 for key in values} | {f"{key}_after": p for key, p in values.items()}
+        row |= {f"log_{key}_before": math.log(0.5) for key in values}
+        row |= {f"log_{key}_after": math.log(p) if p else -math.inf for key, p in values.items()}
+        row |= {"method": name, "factor": 0.0, "query": f"q{i}", "group": "xy"[i % 2], "unit": f"q{i}", "neurons": 4}
+        row |= {"prompts": 3, "same_prompts": 3, "other_prompts": 3, "right_before": 2, "right_to_wrong": i % 2}
+        rows.append(row | {"wrong_to_right": 0, "same_partners": "[]", "other_partners": "[]"})
+    return pd.DataFrame(rows)[COLUMNS].assign(prompts_of=read)
+
+
+def all_edits() -> pd.DataFrame:
+    still = [0.5] * 6
+    parts = [
+        edit_rows("letter", "letter", [0.1] * 6, [0.4] * 6, still),
+        edit_rows("answer", "letter", still, [0.1] * 6, still),
+    ]
+    parts += [edit_rows("letter", "answer", still, still, still)]
+    parts += [edit_rows("answer", "answer", [0.05] * 6, [0.3] * 6, [0.25] * 6)]
+    parts += [edit_rows(read, f"random ({name})", still, still, still) for name in READS for read in READS]
+    return pd.concat(parts, ignore_index=True)
