@@ -239,8 +239,9 @@ def test_kinds_by_hand() -> None:
         row(FOUND, 203, "u", -1.0, 9.0, -9.0),
         row(FOUND, 204, "t", -1.0, 9.0, 9.0),
     ]
+    rows.append(row(FOUND, 205, "t", 9.0, 0.96, 0.5))  # less than a fifth of what it does
     found = neuron_kinds(pd.DataFrame(rows)[SPLIT_COLUMNS])
     assert limits(found) == pytest.approx({"letter": 0.0, "content": 0.95})
     kinds = found[found["neurons"] == FOUND].set_index("neuron")
-    assert kinds["kind"].tolist() == ["content", "letter", "both", "letter", "neither"]
+    assert kinds["kind"].tolist() == ["content", "letter", "both", "letter", "neither", "neither"]
     assert kinds.loc[203, "templates"] == 1 and kinds.loc[203, "letter"] == 0.3 and kinds.loc[204, "templates"] == 0

@@ -1,4 +1,4 @@
-"""Questions that a tiny model answers both ways, a model with neurons of letters and of answers, tables put together by hand."""
+"""Questions that a tiny model answers both ways, a model with neurons of letters and answers, tables made by hand."""
 
 from __future__ import annotations
 

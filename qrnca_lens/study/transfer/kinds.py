@@ -10,7 +10,9 @@ from qrnca_lens.study.transfer.split import FOUND, FOUND_TOGETHER, PARTS, RANDOM
 
 NEURON_KINDS = ("letter", "content", "both", "neither")
 SMALL = 0.95
-"""A part of an effect counts where it is above what this share of the random neurons have."""
+"""A part of an effect counts where it is above what this share of the random neurons have,"""
+FIFTH = 0.2
+"""and at least this share of what the neuron does: what a strong one leaks from one part into the other is no kind."""
 NEURON_COLUMNS = ["query", "group", "unit", "neurons", "layer", "neuron", "templates", *PARTS, "kind"]
 SHARE_COLUMNS = ["neurons", "kind", "count", "of", "share", "low", "high", "effect_share", "effect_low", "effect_high"]
 PART_COLUMNS = ["neurons", "part", "questions", "mean", "low", "high", "of_original", "of_original_low", "of_original_high"]
@@ -22,7 +24,7 @@ def neuron_kinds(split: pd.DataFrame) -> pd.DataFrame:
     Its parts are means over the prompts in which suppressing it lowers the right letter while the options stand as they did
     when it was found (`templates` counts them; NaN for none): the prompts of a question have different right letters, and a
     neuron that writes one of them is found in the prompts with that one. Its `kind` is "letter" or "content" where that part
-    is above its limit (`limits`), "both" where both are, else "neither".
+    is above its limit (`limits`) and at least a FIFTH of `original`, "both" where both are, else "neither".
     """
     alone = split[split["neurons"].isin([FOUND, RANDOM])]
     key = ["query", "group", "unit", "neurons", "layer", "neuron"]
@@ -30,7 +32,8 @@ def neuron_kinds(split: pd.DataFrame) -> pd.DataFrame:
     grouped = used.groupby(key, sort=False)
     table = grouped[list(PARTS)].mean().assign(templates=grouped["original"].count()).reset_index()
     above = limits(table)
-    letter, content = (table[part] > above[part] for part in ("letter", "content"))
+    large = {part: table[part] >= FIFTH * table["original"] for part in above}
+    letter, content = ((table[part] > above[part]) & large[part] for part in ("letter", "content"))
     table["kind"] = np.select([letter & content, letter, content], ["both", "letter", "content"], "neither")
     return table[NEURON_COLUMNS]
 

@@ -40,7 +40,8 @@ _COMPARED = (
 _KINDS = (
     "Each neuron found by letter is suppressed alone in prompts whose options stand in other orders. It is of the kind "
     "letter if the letter that was right before falls, content if the option that is right now does, in either case more "
-    "than with 95 % of random neurons of the same layers (limits: letter {letter:.4f}, content {content:.4f} nats)."
+    "than with 95 % of random neurons of the same layers and by at least a fifth of what it does (limits: letter "
+    "{letter:.4f}, content {content:.4f} nats)."
 )
 _PARTS = (
     "What a question's neurons do when they are suppressed together, in nats against the other options. original = letter + "

@@ -135,10 +135,12 @@ def _effect_lines(comparisons: pd.DataFrame) -> list[_Line]:
         on, than = _ON[row["prompts"]], _THAN[row["comparison"]]
         statement = f"Suppressing the neurons found by {row['set']} lowers {on}, more than {than}"
         digits = 1 if row["measure"] == "points" else 3
-        number = (
-            f"{row['own']:.{digits}f} against {row['beside']:.{digits}f} {_UNIT[row['measure']]}, "
-            f"difference {_shown(row['mean'], (row['low'], row['high']), digits)}"
-        )
+        number = "no question has such a partner for all of its prompts"
+        if row["questions"]:
+            number = (
+                f"{row['own']:.{digits}f} against {row['beside']:.{digits}f} {_UNIT[row['measure']]}, "
+                f"difference {_shown(row['mean'], (row['low'], row['high']), digits)}"
+            )
         side = -max(row["mean"], row["own"])  # lowers, and more than what it is compared with
         lines.append(_Line(statement, int(row["questions"]), number, side, row["p"]))
     return lines
