@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from qrnca_lens.runs.pipeline import locate
     from qrnca_lens.study import reproduce, subject
     from qrnca_lens.study.prediction import predict_from_neurons
+    from qrnca_lens.study.transfer.measure import transfer
+    from qrnca_lens.study.transfer.result import Transfer
     from qrnca_lens.views import Circuit, Explorer, NeuronCard, QueryView, circuit, neuron, show, write_explorer
     from qrnca_lens.views.plots import figures as plots
 
@@ -58,6 +60,7 @@ _PUBLIC = {
     "QRNeurons": "qrnca_lens.clustering",
     "QuerySet": "qrnca_lens.data",
     "RunError": "qrnca_lens.core.store",
+    "Transfer": "qrnca_lens.study.transfer.result",
     "activations": "qrnca_lens.readout.activity",
     "answers": "qrnca_lens.attribution.options",
     "attribute": "qrnca_lens.attribution",
@@ -82,6 +85,7 @@ _PUBLIC = {
     "scale": "qrnca_lens.editing",
     "subject": "qrnca_lens.study",
     "suppress": "qrnca_lens.editing",
+    "transfer": "qrnca_lens.study.transfer.measure",
     "plots": "qrnca_lens.views.plots.figures",
 }
 __all__ = [
@@ -109,6 +113,7 @@ __all__ = [
     "QRNeurons",
     "QuerySet",
     "RunError",
+    "Transfer",
     "activations",
     "answers",
     "attribute",
@@ -133,6 +138,7 @@ __all__ = [
     "scale",
     "subject",
     "suppress",
+    "transfer",
     "plots",
 ]
 

@@ -25,6 +25,7 @@ from qrnca_lens.cli.options import (
     say_check,
 )
 from qrnca_lens.cli.queries import queries_app
+from qrnca_lens.cli.transfers import transfer
 from qrnca_lens.core.terminal import plain_log, say, say_table
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(queries_app, name="queries")
+app.command()(transfer)
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what it takes, by a short calibration, and stop")]
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
 

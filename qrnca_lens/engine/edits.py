@@ -38,7 +38,8 @@ def read_edited(
     positions: Scaled = "last",
     reads: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
-    """For each prompt what its reading makes of the untouched logits (row 0) and of those with each of its edits.
+    """For each prompt (a text or its tokens) what its reading makes of the untouched logits (row 0) and of those with each
+    of its edits.
 
     `positions` are scaled ("last": the first one that is read), and `reads` last positions of each prompt are read (None:
     one).
