@@ -24,10 +24,11 @@ from qrnca_lens.attribution.targets import Answer, Choice, OneToken, is_right, l
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt, QuerySet, Read
 from qrnca_lens.data.query import check_query_set, texts_of
+from qrnca_lens.data.texts import space_before
 from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.engine.asks import Positions
 from qrnca_lens.engine.edits import Edit
-from qrnca_lens.models import HookedModel, check_hooked, reader_of
+from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, reader_of
 
 
 def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice | Answer:
@@ -44,6 +45,15 @@ def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneTok
     reader = reader_of(model)
     token = reader.token(asked)
     return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
+
+
+def next_tokens(model: HookedModel, prompt: Prompt) -> OptionTokens:
+    """The token right after the prompt that stands for each option: its letter's or, in an open prompt, the first of its
+    text. There two options can have the same one. Errors as in `target_of`."""
+    if prompt.read == "letter":
+        return option_tokens(model, prompt)
+    ids = tuple(answer.ids[0] for answer in option_answers(model, prompt))
+    return OptionTokens(prompt.names, ids, bool(space_before(prompt.text, prompt.options[0])))
 
 
 def option_probabilities(

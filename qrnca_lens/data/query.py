@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import pandas as pd
 
+from qrnca_lens.core.shown import TITLE, shortened, visible
 from qrnca_lens.core.values import listed, number, seed_number, whole_number, yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import LETTERS, OPEN_TEMPLATES
@@ -113,6 +114,16 @@ class Prompt:
     def names(self) -> tuple[str, ...]:
         """What the options are called, in their order: the letters, of which `letter` is one."""
         return LETTERS
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What views call the options, in their order, no two alike: the letters, or in an open prompt, where a letter says
+        nothing, the options' texts in one line, cut as titles are where that leaves them different."""
+        if self.read == "letter":
+            return self.names
+        whole = tuple(visible(option) for option in self.options)
+        cut = tuple(shortened(option, TITLE) for option in whole)
+        return cut if len(set(cut)) == len(cut) else whole
 
     @property
     def right(self) -> int:

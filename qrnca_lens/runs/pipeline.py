@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import sys
@@ -20,7 +21,8 @@ import torch
 from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
 from qrnca_lens.attribution.answers import option_answers
-from qrnca_lens.attribution.letters import decisions, option_tokens, options_of
+from qrnca_lens.attribution.letters import decisions, letter_shares, option_tokens, options_of
+from qrnca_lens.attribution.options import option_probabilities
 from qrnca_lens.attribution.targets import Answer, Choice, Target
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, PromptGaps, count_prompts
@@ -45,6 +47,7 @@ from qrnca_lens.models import (
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
+_SAYS_LETTERS = 0.5  # a model after whose open prompts letters hold more may be unable to say anything else
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
 _READ_TOGETHER = 64  # queries whose letters are read in one go
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
@@ -95,9 +98,9 @@ def locate(
     tried again by a call that goes on with a run; a finished one keeps them as failed.
 
     Raises ValueError for too few queries and where too few are left after those that failed, ModelError for a model or site
-    that cannot be used and where every query failed, RunError for a folder that holds another run (the message lists what
-    differs), in which another call works, with other files, damage or a newer format and, before any prompt is looked at,
-    for a place where no folder can be.
+    that cannot be used, for answers of a model that can say letters alone, and where every query failed, RunError for a
+    folder that holds another run (the message lists what differs), in which another call works, with other files, damage or
+    a newer format and, before any prompt is looked at, for a place where no folder can be.
     """
     folder = None if out is None else run_place(out)
     check_hooked(model)
@@ -187,9 +190,35 @@ def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
             for prompt in query.prompts:
                 found.append(option_answers(model, prompt)[prompt.right])
             targets[query.id] = [*found]
+    _check_writes(model, [prompt for query in queries if query.id in targets for prompt in query.prompts])
     counts = Counter(target.reads for of_query in targets.values() for target in of_query)
     decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
     return CheckedPrompts(targets, decided, list(failures.by_query.values()))
+
+
+def _check_writes(model: HookedModel, prompts: Sequence[Prompt]) -> None:
+    """ModelError for a model that can say letters alone: after open prompts they hold most of the probability, and the right
+    answers are less likely, token by token, than a draw from the whole vocabulary.
+
+    One reading a prompt; only of a model that says letters the answers are read too. Where reading fails nothing is said:
+    the prompt at fault is met again, and told.
+    """
+    try:
+        share = letter_shares(model, [prompt.text for prompt in prompts]).mean().item()
+        if not share > _SAYS_LETTERS:
+            return
+        p = option_probabilities(model, prompts).log()
+    except (RuntimeError, ModelError) as error:
+        _LOG.debug("whether %s writes answers cannot be told: %s", model.cfg.model_name, error)
+        return
+    right = p[range(len(prompts)), [prompt.right for prompt in prompts]].mean().item()
+    chance = -math.log(model.cfg.d_vocab)
+    if right < chance:
+        raise ModelError(
+            f"{model.cfg.model_name} is a letter-only model asked for answers: after open prompts the letters A to D hold "
+            f"{share:.0%} of the probability, and log P of the right answers is {right:.1f} nats a token, below the {chance:.1f} "
+            f"of a draw from its {model.cfg.d_vocab} tokens; locate with read='letter', or take a model that writes answers"
+        )
 
 
 def queries_for(queries: QuerySet, read: Read) -> QuerySet:
