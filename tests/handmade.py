@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,19 @@ def effects(
     """
     turned, other = turned or [(0, 0)] * len(after), other or [before] * len(after)
     rows = [
-        (method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3, before, own, 2, *turns, before, s, 3, before, o, 3, "[]", "[]")
+        (
+            *(method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3),
+            *(*_with_logs(before, own), 2, *turns),
+            *(*_with_logs(before, s), 3, *_with_logs(before, o), 3, "[]", "[]"),
+        )
         for i, (own, s, o, turns) in enumerate(zip(after, same, other, turned, strict=True))
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _with_logs(before: float, after: float) -> tuple[float, ...]:
+    """P before and after, and their logarithms, as if all prompts of a query had the same P."""
+    return before, after, *(math.log(p) if p > 0 else -math.inf for p in (before, after))
 
 
 def planted_prompt(number: int, letter: str, mark: str | None = None) -> Prompt:

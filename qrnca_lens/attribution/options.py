@@ -19,6 +19,7 @@ from qrnca_lens.attribution.letters import (
     letter_probabilities,
     letters_and_activations,
     option_tokens,
+    options_of,
 )
 from qrnca_lens.attribution.targets import Answer, Choice, OneToken, is_right, likeliest
 from qrnca_lens.core.neurons import NeuronSet
@@ -47,13 +48,16 @@ def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneTok
     return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
 
 
-def next_tokens(model: HookedModel, prompt: Prompt) -> OptionTokens:
-    """The token right after the prompt that stands for each option: its letter's or, in an open prompt, the first of its
-    text. There two options can have the same one. Errors as in `target_of`."""
-    if prompt.read == "letter":
-        return option_tokens(model, prompt)
-    ids = tuple(answer.ids[0] for answer in option_answers(model, prompt))
-    return OptionTokens(prompt.names, ids, bool(space_before(prompt.text, prompt.options[0])))
+def next_tokens(model: HookedModel, prompts: Sequence[Prompt]) -> list[OptionTokens]:
+    """The tokens that stand for the options right after each prompt: their letters' or, of open prompts, the first of each
+    option's text, where two options can have the same. Errors as in `target_of` and `option_probabilities`."""
+    if _read_of(prompts) == "letter":
+        return options_of(model, prompts)
+    found = []
+    for prompt in prompts:
+        ids = tuple(answer.ids[0] for answer in option_answers(model, prompt))
+        found.append(OptionTokens(prompt.names, ids, bool(space_before(prompt.text, prompt.options[0]))))
+    return found
 
 
 def option_probabilities(

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import pandas as pd
 
@@ -322,6 +322,13 @@ def _identity(prompt: Prompt) -> list[Any]:
 def _check_one_read(where: str, prompts: Sequence[Prompt]) -> None:
     if len({prompt.read for prompt in prompts}) > 1:
         raise DataError(f"{where}: holds open prompts beside prompts that ask for a letter; keep them in sets of their own")
+
+
+def check_read(read: str) -> Read:
+    """What answers are read from; ValueError for anything else."""
+    if read not in get_args(Read):
+        raise ValueError(f"read must be one of {', '.join(get_args(Read))}, not {read!r}")
+    return cast("Read", read)
 
 
 def check_query_set(queries: object) -> None:

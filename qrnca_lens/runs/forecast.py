@@ -60,8 +60,8 @@ class Estimate:
 def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None = None) -> Estimate:
     """Estimate what `locate(model, queries, config)` takes for all of the queries; a few prompts are run for the time.
 
-    Queries with a prompt that the model cannot take do not count. Raises ModelError for a model or site that cannot be used, and for
-    answers of a model that can say letters alone.
+    Queries with a prompt that the model cannot take do not count. Raises ModelError for a model or site that cannot be
+    used, and for answers of a model that can say letters alone.
     """
     check_hooked(model)
     check_query_set(queries)

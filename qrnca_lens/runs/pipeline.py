@@ -216,8 +216,9 @@ def _check_writes(model: HookedModel, prompts: Sequence[Prompt]) -> None:
     if right < chance:
         raise ModelError(
             f"{model.cfg.model_name} is a letter-only model asked for answers: after open prompts the letters A to D hold "
-            f"{share:.0%} of the probability, and log P of the right answers is {right:.1f} nats a token, below the {chance:.1f} "
-            f"of a draw from its {model.cfg.d_vocab} tokens; locate with read='letter', or take a model that writes answers"
+            f"{share:.0%} of the probability, and log P of the right answers is {right:.1f} nats a token, below the "
+            f"{chance:.1f} of a draw from its {model.cfg.d_vocab} tokens; locate with read='letter', or take a model that "
+            "writes answers"
         )
 
 

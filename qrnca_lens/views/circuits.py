@@ -33,8 +33,8 @@ class Circuit(html.View):
     the pre-activation; the rows of a neuron and input add up to `inputs`. `writes`: layer, neuron, activation (what W_out
     multiplies) and one column an option (A to D): what it adds directly to the logit of its token. `attention`: layer, head
     and one column a region of the prompt, the share of the last token's attention that falls on it. `patterns`: the
-    attention [head, destination, source] of the `heads` that feed the neurons most. `starts`: the tokens (id, text) of the options:
-    their letters or, after an open prompt, the first token of each option's text.
+    attention [head, destination, source] of the `heads` that feed the neurons most. `starts`: the tokens (id, text) of the
+    options: their letters or, after an open prompt, the first token of each option's text.
     """
 
     query: str
@@ -177,7 +177,7 @@ def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
     """The circuit of at least one neuron in a prompt that was run already; ModelError as in `circuit`."""
     run, model, prompt = asked.run, asked.run.model, asked.prompt
     contributions, inputs = contributions_to(run, neurons)
-    heads, options = _strongest_heads(contributions), next_tokens(model, prompt)
+    heads, options = _strongest_heads(contributions), next_tokens(model, [prompt])[0]
     patterns = [run.reading.patterns[layer][head].float().numpy() for layer, head in heads]
     return Circuit(
         asked.query.id,
