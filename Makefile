@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 TL4_TESTS := $(patsubst %,tests/test_%.py,models loading tokens reader targets engine bridge_engine edits rows threads \
-	attribution editing collateral readout explore circuit budget refinement last_logits forecast)
+	attribution editing collateral readout explore circuit budget refinement last_logits forecast gguf adapters)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test test-tl4 test-browser check format notebooks bench card docs clean
+.PHONY: setup demo test test-tl4 test-browser real-model test-real check format notebooks bench card docs clean
 
 setup: .venv/ready
 
@@ -33,7 +33,7 @@ test-tl4: .venv-tl4/ready
 	.venv-tl4/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	sed -n '/^dependencies = /,/^]/s/^ *"\([^"]*\)".*/\1/p' pyproject.toml | grep -v '^transformer_lens' > .venv-tl4/others.txt
 	.venv-tl4/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" 'transformer_lens>=4,<5' \
-		--requirement .venv-tl4/others.txt pytest pytest-xdist hypothesis beartype psutil
+		--requirement .venv-tl4/others.txt pytest pytest-xdist hypothesis beartype psutil gguf peft
 	touch $@
 
 # the pages, and the views in JupyterLab, in a headless browser; Debian's package is installed where there is none
@@ -41,6 +41,14 @@ test-browser: .venv/ready
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		$(SUDO) sh -c 'apt-get update -q && apt-get install -q -y --no-install-recommends chromium'
 	$(BIN)/pytest -q -m browser
+
+# SmolLM2-135M-Instruct, 98 MB, into models/; at once where it is already
+real-model: .venv/ready
+	$(BIN)/python tests/real_model.py
+
+# what is shown on a real language model
+test-real: real-model
+	$(BIN)/pytest -q -m real
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

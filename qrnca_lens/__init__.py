@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from qrnca_lens.models import BusyModelError, ModelError, load_model
     from qrnca_lens.readout.activity import activations
     from qrnca_lens.readout.promoted import promoted_tokens
+    from qrnca_lens.runs.answering import ChanceWarning, Check
+    from qrnca_lens.runs.checking import check
     from qrnca_lens.runs.forecast import Estimate, estimate
     from qrnca_lens.runs.pipeline import locate
     from qrnca_lens.study import reproduce, subject
@@ -43,6 +45,8 @@ _PUBLIC = {
     "Circuit": "qrnca_lens.views",
     "Attribution": "qrnca_lens.attribution",
     "BusyModelError": "qrnca_lens.models",
+    "ChanceWarning": "qrnca_lens.runs.answering",
+    "Check": "qrnca_lens.runs.answering",
     "DataError": "qrnca_lens.data",
     "Estimate": "qrnca_lens.runs.forecast",
     "Evidence": "qrnca_lens.methods.registry",
@@ -57,6 +61,7 @@ _PUBLIC = {
     "activations": "qrnca_lens.readout.activity",
     "answers": "qrnca_lens.attribution.options",
     "attribute": "qrnca_lens.attribution",
+    "check": "qrnca_lens.runs.checking",
     "cluster_neurons": "qrnca_lens.clustering",
     "edit_effects": "qrnca_lens.editing.effects",
     "edit_success": "qrnca_lens.editing.statistics",
@@ -91,6 +96,8 @@ __all__ = [
     "Circuit",
     "Attribution",
     "BusyModelError",
+    "ChanceWarning",
+    "Check",
     "DataError",
     "Estimate",
     "Evidence",
@@ -105,6 +112,7 @@ __all__ = [
     "activations",
     "answers",
     "attribute",
+    "check",
     "cluster_neurons",
     "edit_effects",
     "edit_success",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from browsing import Watched, chromium
 from handmade import planted_model
+from real_model import REAL_MODEL
 from tiny import save_tiny
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
@@ -57,6 +58,14 @@ def model_of(folder_of: Callable[[str], Path]) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def atlas() -> Any:
     return load_model("atlas", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def real() -> Any:
+    """SmolLM2-135M-Instruct, for tests with the marker `real`."""
+    if not REAL_MODEL.is_file():
+        pytest.fail(f"{REAL_MODEL} is not there: run make real-model", pytrace=False)
+    return load_model(REAL_MODEL, device="cpu")
 
 
 @pytest.fixture(scope="session")

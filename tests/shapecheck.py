@@ -11,5 +11,6 @@ _CHOICES = {
     Literal["right", "endpoints", "gauss-legendre", "auto"]: str,
     Literal["up", "gate", "pre", "post"]: str,
     Literal["last", "all"]: str,
+    Literal["plain", "examples", "chat"]: str,
 }
 check = beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(_CHOICES)))

@@ -91,7 +91,9 @@ def test_rows_equal_the_plain_path(family: str, bridge_of: Callable[[str], Any],
 @pytest.mark.parametrize("family", [*LOADED, *BOOTED])
 def test_edited_rows_equal_interventions_on_whole_prompts(family: str, bridge_of: Callable[[str], Any]) -> None:
     model = bridge_of(family)
-    for text, edits, rows in zip(TEXTS, EDITS, read_edited(model, TEXTS, EDITS, [lambda logits: logits] * 3), strict=True):
+    for text, edits, rows in zip(
+        TEXTS, EDITS, read_edited(model, TEXTS, EDITS, [lambda logits: logits[:, -1]] * 3), strict=True
+    ):
         for row, (neurons, factor) in zip(rows, [(NeuronSet(), 1.0), *edits], strict=True):
             with scale(model, neurons, factor) if len(neurons) else nullcontext():
                 assert torch.allclose(row, model(to_tokens(model, text)[None])[0, -1], atol=1e-4)

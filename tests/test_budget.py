@@ -101,7 +101,7 @@ def test_little_memory_changes_batches_and_no_scores(
     positions: Any = [(-2, -1)]
     prompts = [text for text in PROMPTS if len(text) > 1]
     wanted = attribute(model, prompts, [5] * len(prompts), steps=2, positions=positions)
-    read = read_edited(model, prompts, [[(NeuronSet.of((0, 1)), 0.0)]] * 4, [lambda logits: logits] * 4)
+    read = read_edited(model, prompts, [[(NeuronSet.of((0, 1)), 0.0)]] * 4, [lambda logits: logits[:, -1]] * 4)
     by_rows = integrate_by_rows
 
     def watched(task: Any, asks: Any, **kwargs: Any) -> Any:
@@ -118,7 +118,7 @@ def test_little_memory_changes_batches_and_no_scores(
         for a, b in zip(found, wanted, strict=True):
             assert a.prompt == b.prompt
             assert torch.allclose(a.scores, b.scores, atol=1e-6)
-    again = read_edited(model, prompts, [[(NeuronSet.of((0, 1)), 0.0)]] * 4, [lambda logits: logits] * 4)
+    again = read_edited(model, prompts, [[(NeuronSet.of((0, 1)), 0.0)]] * 4, [lambda logits: logits[:, -1]] * 4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(again, read, strict=True))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from handmade import by_hand, planted_queries
+from tiny import tiny_tokenizer
 from typer.testing import CliRunner
 
 from qrnca_lens import attribution, data, models, study
@@ -19,11 +20,13 @@ from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.data import save_queries
 from qrnca_lens.data.readers import mlama, mmlu
 from qrnca_lens.data.readers.sources import save_questions
-from qrnca_lens.runs import forecast, pipeline
+from qrnca_lens.runs import checking, forecast, pipeline
+from qrnca_lens.runs.answering import Check, Reading
 from qrnca_lens.study import card, demo, report, tables, verdicts
 from qrnca_lens.views.explorer import page
 
 QUERIES = planted_queries("AABBCCDD", "xy")
+CHECKED = Check.of("tiny", [Reading(query, ((0.4, 0.3, 0.2, 0.1),)) for query in QUERIES])
 SHOWN = pd.DataFrame({"a": [1]})
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 
@@ -46,6 +49,7 @@ def standing(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
     stand(models, "load_model", "the model")
     monkeypatch.setattr(forecast, "estimate", lambda *given: f"estimate of {given[0]} for {len(given[1])} queries")
+    monkeypatch.setattr(checking, "check", lambda model, queries: CHECKED)
     return stand
 
 
@@ -91,6 +95,28 @@ def test_locate(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> 
     assert queried == ("load_queries", ("mine",), {"seed": 3, "distractors": "any"})
     assert loaded == ("load_model", ("another",), {"device": "cpu"})
     assert located[1][1].queries == QUERIES.sample(2, 3).queries != QUERIES.sample(2, 0).queries
+
+
+def test_chats_and_solved_questions(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> None:
+    """Examples come from the whole set and before the sample, the chat after both."""
+    model = SimpleNamespace(tokenizer=tiny_tokenizer(bos=False))
+    model.tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    queries = data.to_multi_choice(
+        [data.Question(f"q{i}", "xy"[i % 2], f"What is {i}?", f"answer {i}", ("a", "b", "c")) for i in range(8)]
+    )
+    standing(data, "load_queries", queries)
+    standing(models, "load_model", model)
+    standing(pipeline, "locate", by_hand())
+    given = ("--shots", "2", "--seed", "5", "--per-group", "2")
+    solved = queries.with_examples(2, 5).sample(2, 5)
+    run("locate", "--queries", "mine", "--out", str(tmp_path / "run"), *given)
+    assert calls[-1][1][1] == solved
+    run("locate", "--queries", "mine", "--out", str(tmp_path / "run"), *given, "--chat")
+    assert calls[-1][1][1] == solved.as_chat(model)
+    first = queries.with_examples(1).as_chat(model).queries[0]
+    told = run("queries", "show", "mine", "--shots", "1", "--chat", "--model", "another")
+    assert calls[-1] == ("load_model", ("another",), {})
+    assert first.prompts[0].text.startswith("[user] Question") and all(f"{p.text} {p.letter}" in told for p in first.prompts)
 
 
 def test_attribute(standing: Callable[..., None], calls: Calls) -> None:
@@ -145,19 +171,19 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
     assert "Locating mine: estimate of the model for 8 queries\n" in told
     assert "it holds" in told and "q7" in told and "Numbers:" in told
     assert calls[:4] == [
-        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None}),
-        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None}),
+        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0, "read": "letter"}),
+        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0, "read": "letter"}),
         ("load_model", ("atlas",), {"device": None}),
-        ("reproduce", ("the model", [item] * 2, out), {"seed": 0}),
+        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 0}),
     ]
     calls.clear()
-    others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form")
+    others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form", "--shots", "2")
     run("reproduce", "--out", str(out), "--queries", "languages, b.csv", *others)
     assert calls[:4] == [
-        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form"}),
-        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form"}),
+        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2, "read": "letter"}),
+        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2, "read": "letter"}),
         ("load_model", ("m",), {"device": None}),
-        ("reproduce", ("the model", [item] * 2, out), {"seed": 4}),
+        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 4}),
     ]
 
 

@@ -67,7 +67,7 @@ def test_scaling_the_post_activation_is_scaling_the_up_projection(model_of: Call
 def test_chosen_positions_are_counted_in_every_row(family: str, positions: Any, model_of: Callable[[str], Any]) -> None:
     """Against rows that are edited at the same positions, one prompt at a time; padded on both sides."""
     model, texts = model_of(family), [TEXT, "Which letter is right? Answer:"]
-    wanted = read_edited(model, texts, [[(MANY, 3.0)]] * 2, [lambda logits: logits] * 2, positions=positions)
+    wanted = read_edited(model, texts, [[(MANY, 3.0)]] * 2, [lambda logits: logits[:, -1]] * 2, positions=positions)
     tokens = [to_tokens(model, text) for text in texts]
     longest, pad = max(map(len, tokens)), model.tokenizer.pad_token_id
     for left in (False, True):

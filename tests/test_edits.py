@@ -25,7 +25,7 @@ EDITS = [
 
 
 def whole(logits: torch.Tensor) -> torch.Tensor:
-    return logits
+    return logits[:, -1]
 
 
 def by_intervention(model: Any, text: str, edits: list[Edit], **where: Any) -> torch.Tensor:

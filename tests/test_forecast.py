@@ -114,6 +114,6 @@ def test_locate_says_first_what_it_takes(folder_of: Callable[[str], Path], short
     arguments = ["--model", str(folder_of("llama")), "--queries", str(tmp_path / "short.jsonl"), "--device", "cpu"]
     done = CliRunner().invoke(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "1"])
     assert done.exit_code == 0
-    assert done.stderr.startswith("Locating ")
+    assert done.stderr.index("Check(") < done.stderr.index("\nLocating short: ")
     assert "36 prompts, " in done.stderr
     assert "36 prompts, " not in done.stdout

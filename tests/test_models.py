@@ -200,7 +200,7 @@ def test_nan_in_a_weight_is_named_and_answers_nothing(
     weights.data[(-1,) * weights.dim()] = float("nan")
     ask: list[Callable[[], Any]] = [
         lambda: answers(model, short_queries),
-        lambda: read_edited(model, [short_queries["q0"].prompts[0].text], [[]], [lambda logits: logits]),
+        lambda: read_edited(model, [short_queries["q0"].prompts[0].text], [[]], [lambda logits: logits[:, -1]]),
         lambda: edit_effects(model, short_queries, {"m": {"q0": NeuronSet.of((0, 1))}}),
         lambda: neutral_loss(model, {"q0": NeuronSet.of((0, 1))}, 0.0, "Which letter is right?"),
         lambda: score(model, short_queries["q0"].prompts[0], "log-probability"),
@@ -229,4 +229,4 @@ def test_numbers_that_cease_without_a_bad_weight(model_of: Callable[[str], Any])
         letter_probabilities(model, [prompt])
     far = (NeuronSet.of(*((2, i) for i in range(48))), 3e38)
     with pytest.raises(ModelError, match=r"own logits are numbers; scaling its neurons leaves the range"):
-        read_edited(model, [prompt.text], [[far]], [lambda logits: logits])
+        read_edited(model, [prompt.text], [[far]], [lambda logits: logits[:, -1]])

@@ -66,7 +66,7 @@ def test_a_run_reads_each_prompt_once(
     locate(model, short_queries, CONFIG, progress=False)
     prompts = [prompt.text for query in short_queries for prompt in query.prompts]
     assert {seen.pop(prompt) for prompt in prompts} == {1}
-    assert seen.pop(reading._SAMPLE) == 1  # for the record
+    assert seen.pop(reading._SAMPLE) == seen.pop("A") == 1  # for the record, and for whether a BOS is added
     assert seen == Counter(f"\nAnswer:{end}" for end in ("", *LETTERS, *(f" {letter}" for letter in LETTERS)))
 
 
@@ -169,6 +169,7 @@ def test_only_so_many_texts_are_kept(own: Callable[[str], Any], monkeypatch: pyt
     seen = counted(model, monkeypatch)
     for text in ("one", "two", "one", "three", "one", "two"):
         to_tokens(model, text)
+    assert seen.pop("A") == 1  # whether a BOS is added
     assert seen == {"one": 1, "two": 2, "three": 1}
 
 

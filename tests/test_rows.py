@@ -227,7 +227,7 @@ def test_the_package_reads_every_prompt_at_its_own_end_under_an_edit(family: str
     model = model_of(family)
     with tokenizer_of(model, pad_token="</s>"):
         texts = [f"{text}</s>" for text in TEXTS] + TEXTS
-        edits, reading = [(NeuronSet.of((2, 1)), 0.0)], [lambda logits: logits]
+        edits, reading = [(NeuronSet.of((2, 1)), 0.0)], [lambda logits: logits[:, -1]]
         with suppress(model, CHOSEN):
             together = read_edited(model, texts, [edits] * len(texts), reading * len(texts))
             for rows, text in zip(together, texts, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qrnca_lens.runs import pipeline
 from qrnca_lens.runs.pipeline import FailedQueriesWarning
 from qrnca_lens.study import Reproduction, Subject, reproduce, subject
 from qrnca_lens.study.report import write_report
-from qrnca_lens.study.reproduction import Results, Sample
+from qrnca_lens.study.reproduction import Results, Sample, _claim
 from qrnca_lens.study.subjects import readable
 from qrnca_lens.study.tables import as_json, table4, table6
 
@@ -323,6 +323,17 @@ def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
     path.write_text("[1]")
     with pytest.raises(RunError, match=r"study\.json: expected an object, found a list"):
         run()
+
+
+def test_the_record_of_a_study_names_the_model_s_file_which_may_be_another_later(tmp_path: Path) -> None:
+    about = {"model": {"name": "m", "fingerprint": "f"}, "config": asdict(replace(CONFIG, site="up"))}
+    source = {"source": {"file": "m.gguf", "sha256": "0a"}}
+    _claim(tmp_path, about, source, "up")
+    assert json.loads((tmp_path / "study.json").read_text())["source"] == source["source"]
+    _claim(tmp_path, about, {}, "up")
+    _claim(tmp_path, about, {"source": {"file": "other.gguf", "sha256": "0b"}}, "up")
+    with pytest.raises(RunError, match=r"model\.fingerprint: g here, f in the folder"):
+        _claim(tmp_path, {**about, "model": {"name": "m", "fingerprint": "g"}}, source, "up")
 
 
 @pytest.mark.parametrize("planted", ["short", "short/located"])

@@ -16,7 +16,7 @@ from qrnca_lens.attribution.integrals import Settings, TextOrTokens, integrate
 from qrnca_lens.attribution.result import AnswerToken, Attribution
 from qrnca_lens.attribution.targets import Answer, Reduce
 from qrnca_lens.data import Prompt
-from qrnca_lens.engine.asks import Objective, Positions, log_probability_of
+from qrnca_lens.engine.asks import Objective, Positions, Scaled, log_probability_of
 from qrnca_lens.engine.edits import Edit, Reading, read_edited
 from qrnca_lens.engine.hooks import is_edited
 from qrnca_lens.engine.refinement import PathIntegral
@@ -71,10 +71,8 @@ def _read(
     """The mean log P over the tokens of each answer: row 0 untouched, then a row for each edit."""
     texts = [before_token(model, prompt, answer, answer.reads - 1) for prompt, answer in pairs]
     reads, readings = [answer.reads for _, answer in pairs], [_kept(answer.objective) for _, answer in pairs]
-    where: list[Positions] = [positions] * len(pairs)
-    if positions == "last":
-        where = [[(len(text) - count, len(text))] for text, count in zip(texts, reads, strict=True)]
-    return read_edited(model, texts, edits, readings, positions=where, reads=reads)
+    scaled: Scaled = "read" if positions == "last" else positions
+    return read_edited(model, texts, edits, readings, positions=scaled, reads=reads)
 
 
 def _untouched(model: HookedModel, pairs: Sequence[Pair]) -> list[float]:

@@ -138,9 +138,7 @@ def edited_letters(
     All prompts run together, each once for all its edits.
     """
     readings = [_letters_read(options.ids) for options in options_of(model, prompts)]
-    texts = [_text(prompt) for prompt in prompts]
-    where: list[Positions] = [positions] * len(texts)
-    return read_edited(model, texts, edits, readings, positions=where)
+    return read_edited(model, [_text(prompt) for prompt in prompts], edits, readings, positions=positions)
 
 
 def _letters_read(ids: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -189,7 +187,8 @@ def _decide(model: HookedModel, asked: Sequence[Asked], p: Float[torch.Tensor, "
         forms = reader_of(model).options(one[0], one[2])
         masses = [row[list(form.ids)].sum().item() for form in forms]
         best = max(range(len(forms)), key=masses.__getitem__)  # the first, which the text suggests, where they are equal
-        known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best])
+        chances = tuple(row[list(forms[best].ids)].tolist())
+        known[one] = replace(forms[best], mass=masses[best], other_mass=sum(masses) - masses[best], probabilities=chances)
         weak += masses[best] < ALMOST_NONE
     if weak:
         warnings.warn(

@@ -331,6 +331,7 @@ def _asked_record(path: Path) -> Any:
             for prompt in query.get("prompts") or ():
                 if isinstance(prompt, dict):
                     prompt.setdefault("read", "letter")
+                    prompt.setdefault("rendering", "plain")
     return record
 
 

@@ -32,9 +32,11 @@ def say(text: object = "", *, style: str = "", error: bool = False) -> None:
     console.print(_text(console, visible_lines(text), style), soft_wrap=True)
 
 
-def say_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; a column is its name and whether its cells stand on the right."""
-    console = Console()
+def say_table(
+    title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]], *, error: bool = False
+) -> None:
+    """Print a table; a column is its name and whether its cells stand on the right. With `error` on stderr."""
+    console = Console(stderr=error)
     shown = Table(title=_text(console, visible(title), "italic"), title_justify="left")
     for name, right in columns:
         shown.add_column(_text(console, visible(name)), justify="right" if right else "left", overflow="fold")

@@ -18,10 +18,13 @@ import pandas as pd
 
 from qrnca_lens.core.shown import TITLE, shortened, visible
 from qrnca_lens.core.values import listed, number, seed_number, whole_number, yes_or_no
+from qrnca_lens.data.chat import Chat
 from qrnca_lens.data.errors import DataError
+from qrnca_lens.data.examples import with_solved
 from qrnca_lens.data.templates import LETTERS, OPEN_TEMPLATES
 from qrnca_lens.data.texts import (
     check_distinct_options,
+    check_labels,
     check_names,
     check_one_line,
     check_options,
@@ -29,12 +32,16 @@ from qrnca_lens.data.texts import (
     check_texts,
     labelled_options,
     normalise,
+    space_before,
+    suggests_space,
 )
 
 Read: TypeAlias = Literal["letter", "answer"]
 """What a prompt's answer is read from: the right option's letter, or its own text."""
 ALL_GROUPS = "all groups"
 """What views call the sum over the groups; no group may be called so."""
+Rendering: TypeAlias = Literal["plain", "examples", "chat"]
+"""How a prompt is put: as its template has it, after solved questions, or as a chat (of either)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,9 @@ class Prompt:
 
     `options`: the four texts of A to D, or none where they are not known; an open prompt has them, and does not show them.
     Raises DataError for a letter that is none of these, an empty text, options that are not four different single lines (of
-    the text, in their order), and a text that labels other options at the starts of its lines (`texts.labelled_options`).
+    the text, in their order), a text that labels other options at the starts of its lines (`texts.labelled_options`), and an
+    unknown `read` or `rendering`. The text of a chat is not searched for labels, as its template may go on in the line of an
+    option: its options are `options` alone.
     """
 
     text: str
@@ -83,6 +92,7 @@ class Prompt:
     template: str = ""
     options: tuple[str, ...] = ()
     read: Read = "letter"
+    rendering: Rendering = "plain"
 
     def __post_init__(self) -> None:
         if self.letter not in LETTERS:
@@ -92,23 +102,33 @@ class Prompt:
         check_text(self.text, "text", "a prompt")
         check_text(self.template, "template", "a prompt", empty=True)
         check_texts(self.options, "options", "a prompt")
+        if self.rendering not in get_args(Rendering):
+            raise DataError(f"prompt rendering {self.rendering!r:.80} is not one of {', '.join(get_args(Rendering))}")
         if self.read == "answer":
             check_distinct_options(self.options, "an open prompt")
-        elif self.options:
+            return
+        if self.options:
             check_options(self.options, self.text, "a prompt")
-        else:
-            labelled_options(self.text, "a prompt")
+        if self.rendering != "chat":
+            check_labels(self.options, self.text, "a prompt")
 
     @property
     def shown(self) -> tuple[str, ...]:
         """The four options, from `options` or else from the labels in the text; () if neither tells."""
-        return self.options or labelled_options(self.text, "a prompt")
+        return self.options if self.options or self.rendering == "chat" else labelled_options(self.text, "a prompt")
 
     @property
     def marked(self) -> str:
         """The option that the letter stands for; "" where the options are not known."""
         options = self.shown
         return options[self.right] if options else ""
+
+    @property
+    def solved(self) -> str:
+        """The text and its right letter, or of an open prompt the answer, after a space where a writer puts one."""
+        if self.read == "answer":
+            return f"{self.text}{space_before(self.text, self.marked)}{self.marked}"
+        return f"{self.text}{' ' * suggests_space(self.text)}{self.letter}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -267,6 +287,33 @@ class QuerySet:
         queries = tuple(replace(query, prompts=_open_prompts(query, yes_or_no("held_out", held_out))) for query in self)
         return QuerySet(queries, self.name, (*self.made, f"open prompts{' held-out template' * held_out}"))
 
+    def with_examples(self, k: int, seed: int = 0) -> QuerySet:
+        """Every prompt after `k` solved prompts of other questions of its group, each with its right letter.
+
+        The examples of a query are drawn by `seed` and ids alone, whatever the order of the set; each is of another unit
+        than the query and the other examples. All prompts of the query have the same examples, at the prompt's own place
+        among theirs. They come from this set: take them before a sample. Raises DataError for more than the group has, k
+        below 0 and prompts with examples or chats already; k = 0 gives the set itself.
+        """
+        k, seed = whole_number("k", k), seed_number(seed)
+        if k < 0:
+            raise DataError(f"k, the number of examples, must be at least 0, not {k}")
+        if k == 0:
+            return self
+        return QuerySet(with_solved(self.queries, k, seed), self.name, (*self.made, f"examples k={k} seed={seed}"))
+
+    def as_chat(self, model: Any, lead: str | None = None) -> QuerySet:
+        """Every prompt as a chat, by the template of the model's tokenizer (or of a tokenizer itself).
+
+        The user's turn is the prompt without its last line, which asks for the letter; the assistant's turn ends in `lead`,
+        "The correct option is" in the query's language if not given (of an open prompt that last line), and the letter or
+        answer is to follow it. What a template adds by
+        itself, such as a system prompt, stays. Raises TypeError for what is no model, and DataError for a tokenizer without
+        a template, one that fails or changes the turns, special tokens in a prompt, prompts of one line and chats.
+        """
+        chat = Chat.of(model, lead)
+        return QuerySet(chat.rendered(self.queries), self.name, (*self.made, chat.step))
+
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt: query, group, language, template, letter, question, answer, text."""
         return pd.DataFrame(
@@ -278,10 +325,13 @@ class QuerySet:
             columns=["query", "group", "language", "template", "letter", "question", "answer", "text"],
         )
 
-    def keep(self, ids: Iterable[str]) -> QuerySet:
-        """The queries with these ids, in the set's own order; ids that it lacks are passed over. TypeError for one text."""
+    def keep(self, ids: Iterable[str], how: str = "chosen") -> QuerySet:
+        """The queries with these ids, in the set's own order; ids that it lacks are passed over. TypeError for one text.
+
+        `made` tells how they were found: "12 chosen queries".
+        """
         kept = set(listed("ids", ids))
-        return self._where(lambda query: query.id in kept, f"{len(kept)} chosen queries")
+        return self._where(lambda query: query.id in kept, f"{len(kept)} {how} queries")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -301,6 +351,11 @@ class QuerySet:
 
 def _open_prompts(query: Query, held_out: bool) -> tuple[Prompt, ...]:
     where, first = f"query {query.id!r}", query.prompts[0]
+    if first.rendering != "plain":
+        raise DataError(
+            f"{where}: its prompts are rendered with {first.rendering} already; make them open first (as_open), then take "
+            "examples and chats"
+        )
     remedy = "open prompts are made of a question and four options, so give those (docs/data.md)"
     if not query.question:
         raise DataError(f"{where}: field 'question' is empty; {remedy}")

@@ -122,7 +122,13 @@ def check_options(options: Sequence[str], text: str, where: str) -> None:
                 f"in the order {', '.join(LETTERS)}"
             )
         position += len(normalise(option))
+
+
+def check_labels(options: Sequence[str], text: str, where: str) -> None:
+    """Refuse a text that labels other options than these (if any are given), or that `labelled_options` refuses."""
     labelled = labelled_options(text, where)
+    if not options:
+        return
     for letter, option, shown in zip(LETTERS, options, labelled or options, strict=True):
         if normalise(option) != normalise(shown):
             raise DataError(
@@ -155,6 +161,16 @@ def labelled_options(text: str, where: str) -> tuple[str, ...]:
                 "each on a line of its own, in this order"
             )
     return ()
+
+
+def begins_with_label(line: str) -> bool:
+    """Whether a line is an option: it begins with a letter of A to D in a form that `labelled_options` reads."""
+    return _LABEL.match(_INVISIBLE.sub("", line)) is not None
+
+
+def suggests_space(text: str) -> bool:
+    """Whether a writer puts a space after such an ending: a Latin word or a closing ASCII mark, but not "(" or "："."""
+    return text[-1:] in ":.,;!?)]}" or (text[-1:].isalnum() and text[-1:].isascii())
 
 
 def check_names(field: str, named: Iterable[tuple[str, str]]) -> None:

@@ -11,7 +11,7 @@ from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.core.values import number
 from qrnca_lens.engine.agreement import drift_of, tolerance_of
-from qrnca_lens.engine.asks import Ask, Positions, asked
+from qrnca_lens.engine.asks import Ask, Scaled, asked
 from qrnca_lens.engine.batches import in_batches
 from qrnca_lens.engine.budget import together_read
 from qrnca_lens.engine.fallback import by_rows, warn_slow
@@ -36,12 +36,13 @@ def read_edited(
     edits: Sequence[Sequence[Edit]],
     readings: Sequence[Reading],
     *,
-    positions: Sequence[Positions] | None = None,
+    positions: Scaled = "last",
     reads: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
     """For each prompt what its reading makes of the untouched logits (row 0) and of those with each of its edits.
 
-    `positions` of each prompt are scaled (None: the last one of all), and `reads` last positions of it are read (None: one).
+    `positions` are scaled ("last": the first one that is read), and `reads` last positions of each prompt are read (None:
+    one).
     ModelError for logits or weights that are NaN or infinite, ValueError for a neuron outside the model or a factor that is
     none. Prompts that the rows cannot stand for run whole for every edit, with a SlowPathWarning.
     """
@@ -50,11 +51,10 @@ def read_edited(
         number("factor", factor)
     if prompts:
         check_weights(model, text_of(model, prompts[0]))
-    last: list[Positions] = ["last"] * len(prompts)
     counts = reads or [1] * len(prompts)
     jobs = [
-        _Job(prompt, asked(to_tokens(model, prompt), _no_objective, at, count), list(of_prompt), reading)
-        for prompt, at, count, of_prompt, reading in zip(prompts, positions or last, counts, edits, readings, strict=True)
+        _Job(prompt, asked(to_tokens(model, prompt), _no_objective, positions, count), list(of_prompt), reading)
+        for prompt, count, of_prompt, reading in zip(prompts, counts, edits, readings, strict=True)
     ]
     most = max((len(job.edits) for job in jobs), default=0)
     found: list[torch.Tensor] = []

@@ -8,24 +8,24 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from qrnca_lens.models.adapters import merged
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, HookedTransformer, HookedTransformerConfig
+from qrnca_lens.models.origin import remember
+from qrnca_lens.models.places import find_source
 from qrnca_lens.models.reader import adds_bos
 from qrnca_lens.models.sources import (
-    ATLAS_FOLDER,
     FAILURES,
     Source,
     failures,
-    find_source,
     read_config,
     read_tokenizer,
     read_weights,
@@ -43,7 +43,9 @@ def load_model(
 ) -> HookedModel:
     """A hooked model with raw (unprocessed) weights, in evaluation mode, without gradients on its parameters.
 
-    `name_or_folder`: "atlas" (the shipped model), a local Hugging Face folder, or a name on the Hugging Face hub.
+    `name_or_folder`: "atlas" (the shipped model), a local Hugging Face folder, a name on the Hugging Face hub, or a GGUF
+    file, here ("model.gguf") or on the hub ("owner/model/model.gguf"), which is dequantised. A PEFT adapter, in a folder or
+    on the hub, is merged into its base model.
     `device`: "cuda" where there is one, else "cpu". `dtype`: torch.float32 (default) or torch.bfloat16; float16 is
     refused, because gradients underflow in it. The result is a HookedTransformer where TransformerLens has one for the
     architecture and its logits equal those of the Hugging Face model, else a TransformerBridge whose logits do.
@@ -60,15 +62,17 @@ def load_model(
         config = read_config(source)
         tokenizer = read_tokenizer(source)
         hf_model = read_weights(source, config, dtype)
+        if source.adapter is not None:
+            hf_model = merged(hf_model, source.adapter)
         with failures(
             f"{source.place}: {type(hf_model).__name__} cannot be run", _OTHER if dtype == torch.float32 else _FINER
         ):
             probe = _Probe(source.place, hf_model, dtype)
             model = _hooked_transformer(hf_model, config, tokenizer, probe) or _bridge(source, hf_model, tokenizer, probe)
-            local = Path(source.place)
-            model.cfg.model_name = local.name if local.is_dir() and local != ATLAS_FOLDER else str(name_or_folder)
+            model.cfg.model_name = source.name
             model.eval().requires_grad_(False)
             check_hooked(model)
+    remember(model, source)
     return model.to(place) if place.type != "cpu" else model
 
 
@@ -174,9 +178,12 @@ def _unshared(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str,
 def _bridge(source: Source, hf_model: Any, tokenizer: PreTrainedTokenizerBase, probe: _Probe) -> HookedModel:
     """The model as a TransformerBridge. ModelError where TransformerLens has none, or one that computes something else."""
     try:
-        # a copy, because the bridge gives the tokenizer that it gets a BOS of its own
+        # a copy, because the bridge gives the tokenizer that it gets a BOS of its own: it reads it once more from its
+        # folder, which a GGUF has not, unless the tokenizer says that this was done
+        own = copy.deepcopy(tokenizer)
+        own.init_kwargs["add_bos_token"] = True
         model: Any = TransformerBridge.boot_transformers(
-            source.place, hf_model=hf_model, tokenizer=copy.deepcopy(tokenizer), dtype=probe.dtype, device="cpu"
+            source.place, hf_model=hf_model, tokenizer=own, dtype=probe.dtype, device="cpu"
         )
         _set_tokenizer(model, tokenizer)
         model.cfg.d_vocab = hf_model.config.vocab_size  # the bridge takes the tokenizer's number, which can be smaller

@@ -70,7 +70,8 @@ class Reader:
         with the BOS already, a second one is dropped with a warning; an EOS that the tokenizer appends is dropped, because
         the answer is to follow. Raises ModelError for an empty prompt, one longer than the model's context (nothing is cut)
         and ids outside the vocabulary; TypeError for anything but a text or a tensor of whole numbers, [position] or
-        [1, position].
+        [1, position]. Also ModelError for a model that is wrong about whether its tokenizer adds a BOS by itself
+        (`cfg.tokenizer_prepends_bos`), as one is whose `tokenizer` was replaced without `set_tokenizer`.
         """
         model = self._fresh()
         if isinstance(prompt, str):
@@ -174,6 +175,7 @@ class Reader:
         model = self._there()
         state = _state_of(model)
         if state != self._state:
+            _check_bos(model)
             self._state, tokenizer = state, model.tokenizer
             self._ids = lru_cache(_KEPT)(self._read)
             self._after = lru_cache(_KEPT)(self._read_letters)
@@ -230,6 +232,20 @@ class Reader:
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer by itself puts a BOS before a text."""
     return tokenizer.bos_token_id is not None and tokenizer.encode("A")[0] == tokenizer.bos_token_id
+
+
+def _check_bos(model: HookedModel) -> None:
+    """Refuse a model that is wrong about its tokenizer: its `to_tokens` loses a token, or gives a BOS too many or few."""
+    tokenizer, said = model.tokenizer, getattr(model.cfg, "tokenizer_prepends_bos", None)
+    if said is None or tokenizer.bos_token_id is None or tokenizer.pad_token_id is None:
+        return  # without a padding token the reader does without that setting
+    adds = adds_bos(tokenizer)
+    if bool(said) is not adds:
+        raise ModelError(
+            f"{model.cfg.model_name}: cfg.tokenizer_prepends_bos is {said}, but the tokenizer puts {'a' if adds else 'no'} "
+            f"{tokenizer.bos_token!r} before a text, so that the model would read other tokens than the text's; set "
+            f"model.cfg.tokenizer_prepends_bos = {adds}, or give the tokenizer with model.set_tokenizer(tokenizer)"
+        )
 
 
 def _state_of(model: HookedModel) -> tuple[Any, ...]:

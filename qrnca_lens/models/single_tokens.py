@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from qrnca_lens.data.texts import suggests_space
 from qrnca_lens.models.errors import ModelError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -22,7 +23,8 @@ class OptionTokens:
     """Which tokens stand for the option letters after a given prompt; `leading_space` tells " A" from "A".
 
     `mass` is the probability that the untouched model gives them together after the prompt, `other_mass` that of the other
-    form (0 where the tokenizer has none); both are NaN as long as no model was asked. They do not count in comparisons.
+    form (0 where the tokenizer has none); both are NaN as long as no model was asked. `probabilities` are those of each
+    letter, () until then. The three do not count in comparisons.
     """
 
     letters: tuple[str, ...]
@@ -30,6 +32,7 @@ class OptionTokens:
     leading_space: bool
     mass: float = field(default=float("nan"), compare=False)
     other_mass: float = field(default=float("nan"), compare=False)
+    probabilities: tuple[float, ...] = field(default=(), compare=False)
 
     def id_of(self, letter: str) -> int:
         """The token id of one letter."""
@@ -103,7 +106,7 @@ def letters_after(
             forms.append(OptionTokens(tuple(letters), known, space))
     if len(forms) == 2 and forms[0].ids == forms[1].ids:  # a tokenizer that knows no space
         forms.pop(0)
-    return tuple(sorted(forms, key=lambda form: form.leading_space != _suggests_space(text)))
+    return tuple(sorted(forms, key=lambda form: form.leading_space != suggests_space(text)))
 
 
 def _letter_token(tokenizer: PreTrainedTokenizerBase, text: str, start: Sequence[int], letter: str) -> int | None:
@@ -140,8 +143,3 @@ def _says(tokenizer: PreTrainedTokenizerBase, token: int, target: str, *, first:
 def _marks_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the vocabulary spells a space as "▁" (sentencepiece) rather than as bytes."""
     return any(str(piece).startswith("▁") for piece in tokenizer.get_vocab())
-
-
-def _suggests_space(prompt: str) -> bool:
-    """Whether a writer puts a space after such an ending: a Latin word or a closing ASCII mark, but not "(" or "："."""
-    return prompt[-1:] in ":.,;!?)]}" or (prompt[-1:].isalnum() and prompt[-1:].isascii())

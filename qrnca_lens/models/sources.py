@@ -1,4 +1,4 @@
-"""What `load_model` reads from a folder or the hub: configuration, tokenizer and weights, each refused with a remedy.
+"""What `load_model` reads: configuration, tokenizer and weights of a folder, the hub or a GGUF, each refused with a remedy.
 
 Code that comes with a model is never run, nothing is installed, and weights that do not fit their configuration are refused:
 transformers would fill the gaps with random numbers.
@@ -6,28 +6,27 @@ transformers would fill the gaps with random numbers.
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from qrnca_lens.models.errors import ModelError
+from qrnca_lens.models.gguf_files import GgufFile
 
-ATLAS_FOLDER = Path(__file__).parents[1] / "atlas" / "weights"
 FAILURES: tuple[type[Exception], ...] = (
     EOFError,
     MemoryError,
@@ -48,15 +47,18 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 """What transformers, its files and a TransformerBridge raise on a model that they cannot take."""
 
-_HUB_SECONDS = 5.0
 _LONGEST = 300  # characters of another library's message
 _POSITIVE = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "hidden_size", "n_embd", "d_model", "intermediate_size"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("max_position_embeddings", "n_positions", "max_seq_len"),
 )
+_QUANTISED = ("quantize_config.json", "quant_config.json")
+"""Where GPTQ and AWQ leave their settings when config.json does not hold them."""
+_PACKED = re.compile(r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|quant_state\.[\w.]+|weight_packed|SCB)$")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _UNSAFE = ("weights_only", "trust_remote_code")
+_WHOLE = "give the folder or the hub name of the model that the file was made from"
 _AGAIN = "mend it, copy it anew, or save the model again with save_pretrained"
 _CODE = "code that comes with a model (auto_map) is not run: give a model of an architecture that transformers has itself"
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.\d+\.(attn|attn\.attention|attention)\.(bias|masked_bias)|position_ids)$")
@@ -64,90 +66,69 @@ _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.\d+\.(attn|attn\.attention|atten
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or hub name that holds a model; `cached`: the hub cannot be reached, its files are those of the cache."""
+    """Where a model lies: a folder, a hub name or a GGUF file, and what its `cfg.model_name` becomes.
+
+    `cached`: the hub cannot be reached, its files are those of the cache. `gguf`: the head of the file, if it is one.
+    `adapter`: the folder of a PEFT adapter that is merged into the model at `place`.
+    """
 
     place: str
+    name: str
     cached: bool = False
+    gguf: GgufFile | None = None
+    adapter: Path | None = None
 
     @property
-    def reading(self) -> dict[str, bool]:
+    def root(self) -> str:
+        """What readers of transformers open; for a GGUF an empty folder, so that nothing beside the file is read."""
+        return self.place if self.gguf is None else _empty_folder()
+
+    @property
+    def reading(self) -> dict[str, Any]:
         """What every reader of transformers is told."""
-        return {"trust_remote_code": False, "local_files_only": self.cached}
+        told = {"trust_remote_code": False, "local_files_only": self.cached}
+        return told if self.gguf is None else {**told, "gguf_file": str(self.gguf.path.absolute())}
+
+    @property
+    def settings(self) -> str:
+        """What the messages call the place of the configuration."""
+        return "config.json" if self.gguf is None else "the head of the GGUF file"
+
+    @property
+    def remedy(self) -> str:
+        """What helps against files that cannot be used."""
+        return _AGAIN if self.gguf is None else _WHOLE
 
 
-def find_source(name_or_folder: str | os.PathLike[str]) -> Source:
-    """The folder or hub name to load from. ModelError where there is none, at once."""
-    text = os.fspath(name_or_folder)
-    if text == "atlas":
-        return Source(str(ATLAS_FOLDER))
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if (path / "adapter_config.json").is_file():
-            raise _adapter(str(path))
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path}: no config.json in this folder; give a folder written by save_pretrained")
-        return Source(str(path))
-    if path.exists():
-        raise ModelError(f"{path}: this is a file; give the folder that holds config.json and the weights")
-    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise ModelError(f"{path}: no such folder; give a Hugging Face model folder, a hub name or 'atlas'")
-    return _on_hub(text)
+@cache
+def _kept_empty() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="qrnca_lens-")
 
 
-def _on_hub(name: str) -> Source:
-    """A model of the hub, asked for once and without the retries of a download."""
-    if get_close_matches(name.lower(), ["atlas"], cutoff=0.7):
-        raise ModelError(f"{name!r}: no such model; the shipped one is called 'atlas'")
-    missing = f"{name!r}: neither a folder here nor a model of the Hugging Face hub"
-    advice = "check the name and your access, give a local folder, or use 'atlas'"
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        raise ModelError(f"{missing}, whose names are like 'owner/model'; {advice}") from None
-    try:
-        files = HfApi().model_info(name, timeout=_HUB_SECONDS).siblings or []
-    except RepositoryNotFoundError:
-        raise ModelError(f"{missing}; {advice}") from None
-    except FAILURES as error:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return Source(name, cached=True)
-        raise ModelError(
-            f"{missing} that is in the cache, and the hub could not be asked ({reason_of(error)}); {advice}"
-        ) from None
-    names = {file.rfilename for file in files}
-    if "adapter_config.json" in names and "config.json" not in names:
-        raise _adapter(name)
-    return Source(name)
-
-
-def _adapter(place: str) -> ModelError:
-    return ModelError(
-        f"{place}: holds a PEFT adapter; load its base model with peft, call merge_and_unload() and save_pretrained(), and "
-        "give the folder of the merged model"
-    )
+def _empty_folder() -> str:
+    return _kept_empty().name
 
 
 def read_config(source: Source) -> PretrainedConfig:
     """The configuration of a dense, unquantised, causal language model, `architectures` filled in. ModelError for others."""
-    place = source.place
-    with failures(f"{place}: config.json cannot be used", _AGAIN):
-        raw, _ = PretrainedConfig.get_config_dict(place, local_files_only=source.cached)
+    place, unusable = source.place, f"{source.place}: {source.settings} cannot be used"
+    with failures(unusable, source.remedy):
+        raw, _ = PretrainedConfig.get_config_dict(source.root, **source.reading)
         if not isinstance(raw, Mapping) or not isinstance(raw.get("model_type"), str):
             raise ValueError("it names no model_type")
-    _check_numbers(place, raw)
-    if isinstance(raw.get("quantization_config"), Mapping):
-        method = raw["quantization_config"].get("quant_method", "an unnamed method")
-        raise ModelError(
-            f"{place}: the weights are quantised ({method}), and attribution needs gradients through them; give the model "
-            "that was quantised, or dequantise it and save that with save_pretrained"
-        )
+    _check_numbers(source, raw)
+    _check_plain(place, raw)
     if _counts_experts(raw):
         raise ModelError(
             f"{place}: a mixture-of-experts model ({raw['model_type']}), whose neurons lie in experts: that is not "
             "supported; give a dense model"
         )
-    with failures(f"{place}: config.json cannot be used", _CODE if "auto_map" in raw else _AGAIN):
-        config = AutoConfig.from_pretrained(place, **source.reading)
+    with failures(unusable, _CODE if "auto_map" in raw else source.remedy):
+        if source.gguf is None:
+            config = AutoConfig.from_pretrained(place, **source.reading)
+        else:
+            scaled = source.gguf.rope  # transformers does not read it from a GGUF
+            config = AutoConfig.for_model(**({**raw, "rope_scaling": scaled} if scaled else raw))
     if config.get_text_config() is not config:
         raise ModelError(
             f"{place}: {config.model_type} reads more than text; save its language model on its own "
@@ -157,19 +138,36 @@ def read_config(source: Source) -> PretrainedConfig:
     return config
 
 
+def _check_plain(place: str, raw: Mapping[str, Any]) -> None:
+    """Refuse weights that are quantised: what config.json says of it, or a file that GPTQ and AWQ write beside it."""
+    said = raw.get("quantization_config", raw.get("compression_config"))
+    beside = next((name for name in _QUANTISED if (Path(place) / name).is_file()), None)
+    if isinstance(said, Mapping):
+        raise _quantised(place, said.get("quant_method", "an unnamed method"))
+    if beside is not None:
+        raise _quantised(place, f"there is a {beside}")
+
+
+def _quantised(place: str, how: str) -> ModelError:
+    return ModelError(
+        f"{place}: the weights are quantised ({how}), and attribution needs gradients through them; give the model "
+        "that was quantised, or dequantise it and save that with save_pretrained"
+    )
+
+
 def _counts_experts(raw: Mapping[str, Any]) -> bool:
     """Whether a configuration, or a part of it, counts experts."""
     here = any(isinstance(raw.get(key), (int, float)) and raw[key] > 0 for key in _EXPERTS)
     return here or any(_counts_experts(part) for part in raw.values() if isinstance(part, Mapping))
 
 
-def _check_numbers(place: str, raw: Mapping[str, Any]) -> None:
+def _check_numbers(source: Source, raw: Mapping[str, Any]) -> None:
     for key in _POSITIVE:
         value = raw.get(key)
         if value is None or isinstance(value, (list, dict)):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(f"{place}: config.json: {key} must be a whole number of at least 1, not {value!r}")
+            raise ModelError(f"{source.place}: {source.settings}: {key} must be a whole number of at least 1, not {value!r}")
 
 
 def _check_causal(place: str, config: PretrainedConfig) -> None:
@@ -190,10 +188,15 @@ def _check_causal(place: str, config: PretrainedConfig) -> None:
 
 def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights, with a padding token: TransformerLens's text methods need one. ModelError."""
-    with failures(f"{source.place}: no usable tokenizer there", "save it beside the weights (tokenizer.save_pretrained)"):
-        tokenizer = AutoTokenizer.from_pretrained(source.place, **source.reading)
+    own = source.adapter is not None and any(source.adapter.glob("tokenizer*.json"))
+    place = str(source.adapter) if own else source.place
+    remedy = "save it beside the weights (tokenizer.save_pretrained)" if source.gguf is None else _WHOLE
+    with failures(f"{place}: no usable tokenizer there", remedy):
+        tokenizer = AutoTokenizer.from_pretrained(place if own else source.root, **source.reading)
         if not tokenizer.encode("A"):
             raise ValueError("it makes no token of 'A'")
+    if source.gguf is not None:
+        tokenizer.name_or_path = place
     if tokenizer.pad_token_id is None:
         others = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, tokenizer.convert_ids_to_tokens(0))
         tokenizer.pad_token = next(str(token) for token in others if token is not None)
@@ -202,35 +205,69 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 def read_weights(source: Source, config: PretrainedConfig, dtype: torch.dtype) -> Any:
     """The model of transformers, every weight of which comes from the files. ModelError names those that do not fit."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of the keys is told in the error below
-    try:
-        with failures(f"{source.place}: the weights cannot be read", _AGAIN):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.place,
-                config=config,
-                dtype=dtype,
-                attn_implementation="eager",
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                **source.reading,
-            )
-    finally:
-        transformers_logging.set_verbosity(level)
-        if shown:
-            transformers_logging.enable_progress_bar()
+    with quiet(), failures(f"{source.place}: the weights cannot be read", source.remedy):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.root,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **source.reading,
+        )
     model, about = loaded
-    _check_fit(source.place, about)
+    _check_fit(source, about)
+    if source.gguf is not None:
+        _check_all_read(source.gguf, model)
+        _forget_gguf(source, model)
     return model.eval().requires_grad_(False)
 
 
-def _check_fit(place: str, about: Mapping[str, Any]) -> None:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and reports of transformers: what matters in them is told in errors."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    reading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    bar = reading.tqdm  # the bar of dequantising, which no switch of transformers reaches
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    reading.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reading.tqdm = bar
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_all_read(gguf: GgufFile, model: Any) -> None:
+    """Tensors of a GGUF that transformers does not know are left out by it without a word."""
+    read = sum(weight.numel() for weight in model.parameters())
+    if read != gguf.size:
+        raise ModelError(
+            f"{gguf.path}: the file holds {gguf.size:,} values, of which transformers takes {read:,} for a "
+            f"{type(model).__name__}: it does not know all tensors of this file; {_WHOLE}"
+        )
+
+
+def _forget_gguf(source: Source, model: Any) -> None:
+    """The weights are plain ones now: nothing says any more that they were quantised, so that the model can be saved."""
+    for name in ("hf_quantizer", "quantization_method"):
+        model.__dict__.pop(name, None)
+    model.is_quantized = False
+    model.config.__dict__.pop("quantization_config", None)
+    model.config._name_or_path = source.place
+
+
+def _check_fit(source: Source, about: Mapping[str, Any]) -> None:
+    packed = next((key for key in sorted(about["unexpected_keys"]) if _PACKED.search(key)), None)
+    if packed is not None:
+        raise _quantised(source.place, f"there is a weight {packed}")
     missing = sorted(about["missing_keys"])
     unexpected = sorted(key for key in about["unexpected_keys"] if not _BUFFERS.search(key))
     shapes = sorted(
-        f"{key} {tuple(there)} in the files, {tuple(wanted)} in config.json"
+        f"{key} {tuple(there)} in the files, {tuple(wanted)} in {source.settings}"
         for key, there, wanted in about["mismatched_keys"]
     )
     found = [
@@ -239,9 +276,13 @@ def _check_fit(place: str, about: Mapping[str, Any]) -> None:
         if keys
     ]
     if found:
+        remedy = (
+            "save the whole model again with save_pretrained (a wrapped model's inner one: model.module, or "
+            "merge_and_unload() of an adapter)"
+        )
         raise ModelError(
-            f"{place}: the weights do not fit config.json ({'; '.join(found)}); save the whole model again with "
-            "save_pretrained (a wrapped model's inner one: model.module, or merge_and_unload() of an adapter)"
+            f"{source.place}: the weights do not fit {source.settings} ({'; '.join(found)}); "
+            f"{remedy if source.gguf is None else _WHOLE}"
         )
 
 

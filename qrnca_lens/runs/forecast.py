@@ -21,6 +21,7 @@ from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import HookedModel, ModelError, check_hooked, check_site, to_tokens
 from qrnca_lens.runs.pipeline import check_prompts, queries_for
 
+_READ = 16  # queries whose answers are read, to tell whether the model writes any
 _TIMED = 4  # prompts that are timed together, after one that warms up
 
 
@@ -70,7 +71,7 @@ def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None =
     check_site(model, config.site)
     queries = queries_for(queries, config.read)
     if config.read == "answer":
-        check_prompts(model, queries)
+        check_prompts(model, queries.keep(query.id for query in queries.queries[:_READ]))
     parts = [queries.queries[start : start + QUERIES_TOGETHER] for start in range(0, len(queries), QUERIES_TOGETHER)]
     counted = [[asked for query in part for asked in _that_fit(model, query)] for part in parts]
     counted = [part for part in counted if part]

@@ -20,9 +20,8 @@ import torch
 
 from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
-from qrnca_lens.attribution.answers import option_answers
+from qrnca_lens.attribution.answers import answer_probabilities, option_answers
 from qrnca_lens.attribution.letters import decisions, letter_shares, option_tokens, options_of
-from qrnca_lens.attribution.options import option_probabilities
 from qrnca_lens.attribution.targets import Answer, Choice, Target
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, PromptGaps, count_prompts
@@ -45,9 +44,12 @@ from qrnca_lens.models import (
     reader_of,
 )
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.origin import source_entry
+from qrnca_lens.runs.answering import ChanceWarning, Check, Reading
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
 _SAYS_LETTERS = 0.5  # a model after whose open prompts letters hold more may be unable to say anything else
+_LEAST = 1e-45  # P of an answer that is rounded to 0, for its logarithm
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
 _READ_TOGETHER = 64  # queries whose letters are read in one go
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
@@ -91,6 +93,8 @@ def locate(
     A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), of prompts at which a layer's gap
     is above a tenth of what the layer changes (`QRNeurons.missed_layers`), and how to remedy it.
 
+    A ChanceWarning tells, before anything is computed, of a model whose answers are not told from chance (`ql.check`).
+
     With `out`, the work is kept in that run folder as it is done: interrupted in any way and called again with the same
     model, configuration and queries it goes on where it was, and the result is the same. `QRNeurons.load(out)` reads it. It
     may be called again with other queries too: those that the folder knows are not computed again. A finished folder that
@@ -112,6 +116,9 @@ def locate(
     check_enough_queries(len(queries), config.common_share)
     checked = check_prompts(model, queries)
     check_enough_left(queries, checked.failed, config)
+    answered = Check.of(str(model.cfg.model_name), checked.readings)
+    if answered.advice:
+        warnings.warn(answered.advice, ChanceWarning, stacklevel=2)
     shape = ModelShape(str(model.cfg.model_name), model.cfg.n_layers, mlp_width(model), model_fingerprint(model))
     reader = reader_of(model).record()
     identity = RunIdentity(asdict(config), asdict(shape), reader, queries, check_site(model, None))
@@ -121,6 +128,7 @@ def locate(
         "reader": reader,
         **({"letters": checked.decided} if config.read == "letter" else {"answers": checked.decided}),
         "versions": _versions(),
+        **source_entry(model),
     }
     run = RunFolder(folder, identity, about)
     with run.opened():
@@ -150,12 +158,14 @@ class CheckedPrompts:
 
     `targets`: what is attributed at every prompt of every query that can be used. `decided`: which tokens stand for the
     letters, after how many prompts, and how much probability the model gives them; of open prompts how many tokens the
-    right answers have. `failed`: the queries that cannot be used.
+    right answers have. `failed`: the queries that cannot be used. `readings`: P of each option after every prompt of the
+    others.
     """
 
     targets: dict[str, list[Target]]
     decided: list[dict[str, Any]]
     failed: list[Failure]
+    readings: list[Reading]
 
 
 def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
@@ -167,6 +177,7 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
         return _check_open(model, queries)
     targets: dict[str, list[Target]] = {}
     decided: list[OptionTokens] = []
+    readings: list[Reading] = []
     failures = _Failures()
     for start in range(0, len(queries), _READ_TOGETHER):
         part = queries.queries[start : start + _READ_TOGETHER]
@@ -178,7 +189,8 @@ def check_prompts(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
                     found.append(option_tokens(model, prompt))
                 decided += found
                 targets[query.id] = [Choice(o, prompt.right) for o, prompt in zip(found, query.prompts, strict=True)]
-    return CheckedPrompts(targets, decisions(decided), list(failures.by_query.values()))
+                readings.append(Reading(query, tuple(options.probabilities for options in found)))
+    return CheckedPrompts(targets, decisions(decided), list(failures.by_query.values()), readings)
 
 
 def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
@@ -190,35 +202,35 @@ def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
             for prompt in query.prompts:
                 found.append(option_answers(model, prompt)[prompt.right])
             targets[query.id] = [*found]
-    _check_writes(model, [prompt for query in queries if query.id in targets for prompt in query.prompts])
     counts = Counter(target.reads for of_query in targets.values() for target in of_query)
     decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
-    return CheckedPrompts(targets, decided, list(failures.by_query.values()))
+    readings = _read_open(model, queries.keep(targets))
+    _check_writes(model, readings)
+    return CheckedPrompts(targets, decided, list(failures.by_query.values()), readings)
 
 
-def _check_writes(model: HookedModel, prompts: Sequence[Prompt]) -> None:
-    """ModelError for a model that can say letters alone: after open prompts they hold most of the probability, and the right
-    answers are less likely, token by token, than a draw from the whole vocabulary.
+def _read_open(model: HookedModel, queries: QuerySet) -> list[Reading]:
+    """P of every option's text after each open prompt."""
+    p = answer_probabilities(model, [prompt for query in queries for prompt in query.prompts])
+    parts = p.split([len(query.prompts) for query in queries])
+    return [Reading(query, tuple(map(tuple, part.tolist()))) for query, part in zip(queries, parts, strict=True)]
 
-    One reading a prompt; only of a model that says letters the answers are read too. Where reading fails nothing is said:
-    the prompt at fault is met again, and told.
-    """
-    try:
-        share = letter_shares(model, [prompt.text for prompt in prompts]).mean().item()
-        if not share > _SAYS_LETTERS:
-            return
-        p = option_probabilities(model, prompts).log()
-    except (RuntimeError, ModelError) as error:
-        _LOG.debug("whether %s writes answers cannot be told: %s", model.cfg.model_name, error)
-        return
-    right = p[range(len(prompts)), [prompt.right for prompt in prompts]].mean().item()
+
+def _check_writes(model: HookedModel, readings: Sequence[Reading]) -> None:
+    """ModelError for a model that can say letters alone: token by token the right answers are less likely than a draw from
+    the whole vocabulary, and the letters hold most of the probability after the prompts."""
+    pairs = [pair for one in readings for pair in zip(one.query.prompts, one.probabilities, strict=True)]
+    right = sum(math.log(max(p[prompt.right], _LEAST)) for prompt, p in pairs) / max(1, len(pairs))
     chance = -math.log(model.cfg.d_vocab)
-    if right < chance:
+    if right >= chance:
+        return
+    share = letter_shares(model, [prompt.text for prompt, _ in pairs]).mean().item()
+    if share > _SAYS_LETTERS:
         raise ModelError(
             f"{model.cfg.model_name} is a letter-only model asked for answers: after open prompts the letters A to D hold "
             f"{share:.0%} of the probability, and log P of the right answers is {right:.1f} nats a token, below the "
-            f"{chance:.1f} of a draw from its {model.cfg.d_vocab} tokens; locate with read='letter', or take a model that "
-            "writes answers"
+            f"{chance:.1f} of a draw from its {model.cfg.d_vocab} tokens; read letters (read='letter'), or take a model "
+            "that writes answers"
         )
 
 

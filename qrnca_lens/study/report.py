@@ -25,6 +25,7 @@ from qrnca_lens.study.tables import (
     letter_line,
     method_name,
     pcr_of,
+    read_of,
     table3,
     table4,
     table6,
@@ -94,7 +95,7 @@ _OVERLAP = (
 def write_report(study: Reproduction) -> Path:
     """Write all files into the study's folder and return the page's path."""
     held = statements(study.results, study.model)
-    reading = [_READING, *([_READING_ANSWERS] if _read_in(study) == "answer" else [])]
+    reading = [_READING, *([_READING_ANSWERS] if read_of(study.results) == "answer" else [])]
     sections = [Section("How to read this", "\n\n".join(reading)), *_tables(study, held)]
     figures: dict[str, go.Figure] = {}
     for name, result in study.results.items():
@@ -114,11 +115,6 @@ def write_report(study: Reproduction) -> Path:
         write_page(folder / f"{key}.html", key, [Section(key, "", figure)])
     write_record(record, study.folder / "results.json")
     return write_page(study.folder / "report.html", f"QRNCA on {study.model}: the paper's tables and figures", sections)
-
-
-def _read_in(study: Reproduction) -> Read:
-    """What the study's answers were read from, which is the same in all of its data sets."""
-    return next((result.read for result in study.results.values()), "letter")
 
 
 def _letters(results: Mapping[str, Results]) -> str:
@@ -168,7 +164,7 @@ def neuron_clusters(located: QRNeurons) -> NeuronClusters | None:
 
 
 def _tables(study: Reproduction, held: pd.DataFrame) -> list[Section]:
-    results, lost, read = study.results, failed(study.results), _read_in(study)
+    results, lost, read = study.results, failed(study.results), read_of(study.results)
     equal, beyond, kinds = _EQUAL.format(specific=_SPECIFIC[read]), _beyond(study), _KINDS
     forms = Section("Right options that their form gives away", _FORMS, given_away(results))
     if read == "answer":

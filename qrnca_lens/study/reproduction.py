@@ -35,6 +35,7 @@ from qrnca_lens.localization.significance import TEST_COLUMNS
 from qrnca_lens.methods import METHODS, Evidence, Sets, equal_counts, find_neurons
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
+from qrnca_lens.models.origin import source_entry
 from qrnca_lens.readout.promoted import PROJECTION_COLUMNS, promoted_tokens
 from qrnca_lens.readout.token_kinds import KIND_COLUMNS, common_token_test
 from qrnca_lens.runs.pipeline import check_prompts, locate, without
@@ -162,7 +163,8 @@ def reproduce(
         "sample": asdict(sample),
         "seed": seed,
     }
-    _claim(folder, about, check_site(model, None))
+    source = source_entry(model)
+    _claim(folder, about, source, check_site(model, None))
     with usable():
         for item in subjects:
             own_folder(own_folder(folder / item.name) / "located")
@@ -172,7 +174,7 @@ def reproduce(
         for item in subjects:
             steps = _Steps(folder / item.name, lambda text: bar.update(task, advance=1, description=text))
             results[item.name] = _measure(model, item, steps, config, sample, seed)
-    about["seconds"] = round(time.monotonic() - began)
+    about |= {**source, "seconds": round(time.monotonic() - began)}
     return Reproduction(folder, str(model.cfg.model_name), results, about)
 
 
@@ -303,15 +305,15 @@ def _prediction(model: HookedModel, item: Subject, located: QRNeurons, sample: S
     )
 
 
-def _claim(folder: Path, about: dict[str, Any], default_site: str) -> None:
-    """Make the folder this study's, or refuse it."""
+def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_site: str) -> None:
+    """Make the folder this study's, or refuse it. The file of the model is noted and need not be the same one."""
     path = folder / "study.json"
     claim = claim_in(path, "study")
     if claim is None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_record(about, path)
+        write_record({**about, **source}, path)
     else:
-        theirs = {name: value for name, value in claim.items() if name != "format"}
+        theirs = {name: value for name, value in claim.items() if name not in ("format", "source")}
         theirs["config"] = claimed_config(claim, path, default_site)
         known = field_of(dict[str, Any], claim, "sample", path)
         theirs["sample"] = {"single_neurons": Sample().single_neurons, **known}  # older studies name none

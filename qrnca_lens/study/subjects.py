@@ -57,6 +57,12 @@ class Subject:
         opened = self.queries.as_open()
         return Subject(self.name, opened, (opened,), None, self.queries.as_open(held_out=True))
 
+    def as_chat(self, model: HookedModel) -> Subject:
+        """The same with all prompts as chats (`QuerySet.as_chat`)."""
+        unseen = (None if queries is None else queries.as_chat(model) for queries in (self.fresh, self.held_out))
+        renderings = tuple(queries.as_chat(model) for queries in self.renderings)
+        return Subject(self.name, self.queries.as_chat(model), renderings, *unseen)
+
 
 def subject(
     source: str | os.PathLike[str],
@@ -64,13 +70,15 @@ def subject(
     seed: int = 0,
     per_group: int | None = None,
     distractors: Distractors | None = None,
+    shots: int = 0,
     read: Read = "letter",
 ) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries.
 
-    `distractors` as in `load_queries`; with `read` "answer" in open prompts (`Subject.as_open`). Rendered queries have no
-    fresh or held-out prompts. TypeError for a source that is neither a name nor a path, DataError for open prompts where
-    letters are to be read.
+    `distractors` as in `load_queries`; `shots` solved questions stand before each prompt, drawn from the whole source
+    (`QuerySet.with_examples`); with `read` "answer" the prompts are open, and there are no fresh ones. Rendered queries have
+    no fresh or held-out prompts. TypeError for a source that is neither a name nor a path, DataError for open prompts where
+    letters are to be read, and as `QuerySet.as_open`.
     """
     if not isinstance(source, str | os.PathLike):
         raise WrongKindError(f"a subject is made of a shipped name, such as 'domains', or a file, not of {source!r}")
@@ -78,22 +86,25 @@ def subject(
     read = check_read(read)
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
-    queries = load_queries(name, seed=seed, distractors=distractors)
+
+    def load(own: int, held_out: bool = False) -> QuerySet:
+        loaded = load_queries(name, seed=own, held_out=held_out, distractors=distractors)
+        asked = loaded.as_open(held_out=held_out) if read == "answer" else queries_for(loaded, read)
+        return asked.with_examples(shots, seed)
+
+    queries = load(seed)
     if per_group is not None:
         queries = queries.sample(per_group, seed)
-    if read == "answer":
-        return Subject(Path(source).stem, queries, (queries,)).as_open()
-    queries, chosen = queries_for(queries, read), {query.id for query in queries}
+    chosen = {query.id for query in queries}
     if not all(query.question for query in queries):
         return Subject(Path(source).stem, queries, (queries,))
-    *again, fresh = [
-        load_queries(name, seed=seed + 1000 * other, distractors=distractors).keep(chosen)
-        for other in range(1, _RENDERINGS + 1)
-    ]
+    if read == "answer":
+        held_out = load(seed, held_out=True).keep(chosen)
+        same = held_out.fingerprint == queries.fingerprint  # a file of open prompts, which has no other template
+        return Subject(Path(source).stem, queries, (queries,), None, None if same else held_out)
+    *again, fresh = [load(seed + 1000 * other).keep(chosen) for other in range(1, _RENDERINGS + 1)]
     taken_as_they_stand = fresh.fingerprint == queries.fingerprint
-    held_out = (
-        None if taken_as_they_stand else load_queries(name, seed=seed, held_out=True, distractors=distractors).keep(chosen)
-    )
+    held_out = None if taken_as_they_stand else load(seed, held_out=True).keep(chosen)
     return Subject(Path(source).stem, queries, (queries, *again), None if taken_as_they_stand else fresh, held_out)
 
 

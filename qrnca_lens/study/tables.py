@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 
 from qrnca_lens.core.intervals import normal_interval, with_interval
-from qrnca_lens.data import WORDING, Read, Wording
+from qrnca_lens.data import WORDING, Read
 from qrnca_lens.data.forms import form_shares
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, Estimate, Ratio, edit_success, probability_change_ratio
@@ -58,7 +58,7 @@ def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
     Where answers are read P is that of the right answer, a token, and the others are those of the same group and of another
     group, as the names of the columns say; two columns more have the change of log P a token and the specific one, in nats.
     """
-    rows, words = [], words_of(results)
+    rows, words = [], WORDING[read_of(results)]
     for (method, name, direction), part in _edits(results, edits).items():
         pcr = probability_change_ratio(part)
         rows.append(
@@ -74,7 +74,7 @@ def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
                 f"PCR ({words.same})": _shown_ratio(pcr.ratio_same, pcr.same_letter),
                 f"PCR ({words.other})": _shown_ratio(pcr.ratio_other, pcr.other_letter),
                 "specific, points": _shown(pcr.specific),
-                **(_nats(pcr) if results[name].read == "answer" else {}),
+                **(_nats(pcr) if words.explained else {}),
                 f"{words.shared}'s share, %": _shown(pcr.letter_share) if pcr.letter_share else "",
                 "paper": _paper(paper.TABLE4, method, results[name], direction),
             }
@@ -82,10 +82,10 @@ def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def words_of(results: Measured) -> Wording:
-    """What the tables call things: by what the answers were read from, which is the same in all data sets of a study."""
+def read_of(results: Measured) -> Read:
+    """What the answers were read from, which is the same in all data sets of a study."""
     reads: list[Read] = [result.read for result in results.values()]
-    return WORDING[reads[0] if reads else "letter"]
+    return reads[0] if reads else "letter"
 
 
 def _nats(pcr: PCR) -> dict[str, str]:

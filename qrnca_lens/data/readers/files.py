@@ -26,7 +26,7 @@ _DATASET_FOLDERS = (_HERE.parents[2] / "_datasets", _HERE.parents[3] / "datasets
 SHIPPED = ("atlas/domains", "atlas/languages")
 _REQUIRED = ("id", "group", "question", "answer")
 _QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right", "fact")
-_PROMPT_FIELDS = ("text", "letter", "template", "options", "read")
+_PROMPT_FIELDS = ("text", "letter", "template", "options", "read", "rendering")
 _LISTS = ("distractors", "also_right")
 _MISSING = f"; shipped sets are {', '.join(SHIPPED)}"
 _QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "relation", "fact")
@@ -173,8 +173,8 @@ def _query(row: Mapping[str, Any], where: str) -> Query:
 
 def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     _known_fields(row, _PROMPT_FIELDS, where)
-    plain: dict[str, Any] = {key: _field(row, key, where) for key in ("template", "read") if _given(row, key)}
-    return Prompt(_field(row, "text", where), _field(row, "letter", where), options=_list(row, "options", where), **plain)
+    named: dict[str, Any] = {key: _field(row, key, where) for key in ("template", "read", "rendering") if _given(row, key)}
+    return Prompt(_field(row, "text", where), _field(row, "letter", where), options=_list(row, "options", where), **named)
 
 
 def _once(key: str, known: Mapping[str, Any], where: str) -> None:
