@@ -217,7 +217,7 @@ def test_queries(standing: Callable[..., None], calls: Calls, tmp_path: Path) ->
         assert data.load_queries(tmp_path / "made.jsonl").queries == wanted.queries
     save_queries(QUERIES, tmp_path / "some.jsonl")
     told = run("queries", "show", str(tmp_path / "some.jsonl"))
-    assert f"{QUERIES['q0'].prompts[0].text} A" in told and "q0, group x" in told and "8 questions by group" in told
+    assert f"{QUERIES['q0'].prompts[0].text}A" in told and "q0, group x" in told and "8 questions by group" in told
     assert "q3, group y" in run("queries", "show", str(tmp_path / "some.jsonl"), "--id", "q3")
     standing(data, "load_queries", QUERIES)
     run("queries", "show", "mine", "--seed", "2")
