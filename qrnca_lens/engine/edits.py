@@ -32,7 +32,7 @@ _NUMBERS = 2**26  # held at once in one tensor of whole prompts
 @torch.no_grad()
 def read_edited(
     model: HookedModel,
-    prompts: Sequence[str | Tokens],
+    prompts: Sequence[str | torch.Tensor],
     edits: Sequence[Sequence[Edit]],
     readings: Sequence[Reading],
     *,

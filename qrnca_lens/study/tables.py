@@ -89,7 +89,8 @@ def read_of(results: Measured) -> Read:
 
 
 def _nats(pcr: PCR) -> dict[str, str]:
-    return {"log P, nats": _shown(pcr.nats), "specific, nats": _shown(pcr.specific_nats)}
+    found = {"log P, nats": pcr.nats, "specific, nats": pcr.specific_nats}
+    return {name: with_interval(of.mean, of.ci, 2) for name, of in found.items()}
 
 
 def pcr_of(results: Measured, edits: Edits = "effects") -> dict[tuple[str, str, str], PCR]:

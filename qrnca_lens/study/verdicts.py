@@ -129,6 +129,9 @@ def _own(name: str, direction: str, ours: pd.DataFrame, words: Wording) -> _Find
         f"{with_interval(found.specific.mean, found.specific.ci)}"
     )
     numbers = parts + (f"; the {words.shared}'s share {with_interval(share.mean, share.ci)} %" if share else "")
+    if words.explained:
+        own, left = (with_interval(x.mean, x.ci, 2) for x in (found.nats, found.specific_nats))
+        numbers += f"; log P a token {own} nats, own less {words.same} {left}"
     effect = found.specific.mean * (1 if direction == "boosting" else -1)
     return _Finding(f"the effect of {direction} is the question's, not the {words.shared}'s", name, numbers, p, effect)
 

@@ -121,18 +121,20 @@ function mount(root, store) {
     part("factor").value = at;
     part("times").textContent = factor;
     for (const button of root.querySelectorAll(`input[name="${names}"]`)) button.checked = button.value === scope;
-    part("letters").replaceChildren(...view.letters.flatMap((option, i) => bar(option, view.curves[scope][at][i], option === view.right)));
+    const full = catalog.relative ? Math.max(...view.curves.all.flat(), ...view.curves.neuron.flat()) : 1;
+    const bars = view.letters.map((option, i) => bar(option, view.curves[scope][at][i], full, option === view.right));
+    part("letters").replaceChildren(...bars.flat());
   }
 
   // an option's name, the bar of its P and the number; the name is a text of the user's
-  function bar(option, p, isRight) {
+  function bar(option, p, full, isRight) {
     const [name, place, number] = ["span", "div", "output"].map((tag) => document.createElement(tag));
     name.textContent = `P(${option})${isRight ? " right" : ""}`;
     place.className = isRight ? "qrnca-bar qrnca-right" : "qrnca-bar";
     place.append(document.createElement("div"));
-    place.firstChild.style.width = `${100 * p}%`;
+    place.firstChild.style.width = `${(100 * p) / full}%`;
     number.dataset.letter = option;
-    number.textContent = p.toFixed(4);
+    number.textContent = catalog.relative ? p.toPrecision(3) : p.toFixed(4);
     return [name, place, number];
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,14 +95,19 @@ class QueryView(html.View):
                         f"above{words.also_at}; 1 is the untouched model."
                     ),
                     f'<div class="qrnca-row"><figure><figcaption>Every {words.option}, all QR neurons scaled</figcaption>',
-                    drawing.lines(options, FACTORS, x_title="factor", y_title=f"P({words.option})", strong=self.right),
+                    self._lines(options, self.right, f"P({words.option})"),
                     f"</figure><figure><figcaption>P({escaped(self.right)}), the right {words.option}</figcaption>",
-                    drawing.lines(right, FACTORS, x_title="factor", y_title=f"P({self.right})", strong=ALL),
+                    self._lines(right, ALL, f"P({self.right})"),
                     "</figure></div>",
                 ),
                 html.section("Its QR neurons", self._map(), html.note(scaled), html.table(shown, raw=["neuron"])),
             ]
         )
+
+    def _lines(self, curves: Mapping[str, Sequence[float]], strong: str, named: str) -> str:
+        """Curves over `FACTORS`; the P of an answer's token is far below 1, so there the axis ends at the highest one."""
+        top = 1.0 if self.asked.read == "letter" else max(map(max, curves.values()))
+        return drawing.lines(curves, FACTORS, x_title="factor", y_title=named, strong=strong, top=top)
 
     def _compared(self) -> list[str]:
         """The options of an open prompt, which does not show them, and what their P is."""

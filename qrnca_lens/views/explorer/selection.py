@@ -21,6 +21,8 @@ from qrnca_lens.views.explorer.state import Catalog, CatalogGroup, CatalogQuery,
 from qrnca_lens.views.query_view import FACTORS
 
 _QUESTION = 90
+_WHERE = "after the query's prompt 0, which is shown below."
+_BARS = " A full bar is the highest P over all factors."
 
 
 def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | None = None) -> Catalog:
@@ -29,6 +31,7 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
     With `top` and `per_group`, the strongest neurons of a query and the first queries of a group that have any; then the
     neurons that are not kept cannot be selected.
     """
+    long = located.asked.read == "answer"
     queries, words = _queries(located, top, per_group), WORDING[located.asked.read]
     there = {query.group for query in queries}
     groups = [(ALL_GROUPS, queries)] if queries else []
@@ -41,7 +44,8 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
         _places(queries),
         FACTORS,
         top is None and per_group is None,
-        f"P of the {words.option}s after the query's prompt 0, which is shown below. {words.explained}".strip(),
+        f"P of the {words.option}s {_WHERE} {words.explained}{_BARS * long}".strip(),
+        long,
     )
 
 

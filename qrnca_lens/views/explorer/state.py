@@ -102,7 +102,7 @@ class Catalog:
     `all`: the name of the first group, which holds all queries. `neurons`: by name ("L3.N17"), the query that a neuron
     brings along in each group that has it (where its naica is highest), the highest of all first. `factors`: of the slider.
     `open`: whether a neuron that stands in no query can be selected; in a page without Python it cannot. `note`: what the
-    probabilities beside the slider are.
+    probabilities beside the slider are; `relative`: whether their bars are full at the highest P of the view, not at 1.
     """
 
     all: str
@@ -112,6 +112,7 @@ class Catalog:
     factors: tuple[float, ...]
     open: bool
     note: str = ""
+    relative: bool = False
 
     @cached_property
     def by_id(self) -> dict[str, CatalogQuery]:
