@@ -16,7 +16,6 @@ from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
 from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import (
-    field_of,
     read_table,
     run_place,
     usable,
@@ -315,6 +314,6 @@ def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_
     else:
         theirs = {name: value for name, value in claim.items() if name not in ("format", "source")}
         theirs["config"] = claimed_config(claim, path, default_site)
-        known = field_of(dict[str, Any], claim, "sample", path)
-        theirs["sample"] = {"single_neurons": Sample().single_neurons, **known}  # older studies name none
+        if isinstance(theirs.get("sample"), dict):  # an older study's has no number of single neurons
+            theirs["sample"] = {"single_neurons": Sample().single_neurons, **theirs["sample"]}
         refuse_another(folder, "study", differences(about, theirs))

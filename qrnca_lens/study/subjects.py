@@ -88,8 +88,10 @@ def subject(
     seed = seed_number(seed)
 
     def load(own: int, held_out: bool = False) -> QuerySet:
-        loaded = load_queries(name, seed=own, held_out=held_out, distractors=distractors)
-        asked = loaded.as_open(held_out=held_out) if read == "answer" else queries_for(loaded, read)
+        if read == "answer":
+            asked = load_queries(name, seed=own, distractors=distractors).as_open(held_out=held_out)
+        else:
+            asked = queries_for(load_queries(name, seed=own, held_out=held_out, distractors=distractors), read)
         return asked.with_examples(shots, seed)
 
     queries = load(seed)
