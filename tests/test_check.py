@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import qrnca_lens as ql
 from qrnca_lens.attribution import letters
-from qrnca_lens.attribution.letters import answers
+from qrnca_lens.attribution.options import answers
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.qr_neurons import Failure

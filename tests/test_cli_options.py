@@ -171,19 +171,19 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
     assert "Locating mine: estimate of the model for 8 queries\n" in told
     assert "it holds" in told and "q7" in told and "Numbers:" in told
     assert calls[:4] == [
-        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0}),
-        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0}),
+        ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0, "read": "letter"}),
+        ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0, "read": "letter"}),
         ("load_model", ("atlas",), {"device": None}),
-        ("reproduce", ("the model", [item] * 2, out), {"seed": 0}),
+        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 0}),
     ]
     calls.clear()
     others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form", "--shots", "2")
     run("reproduce", "--out", str(out), "--queries", "languages, b.csv", *others)
     assert calls[:4] == [
-        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2}),
-        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2}),
+        ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2, "read": "letter"}),
+        ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2, "read": "letter"}),
         ("load_model", ("m",), {"device": None}),
-        ("reproduce", ("the model", [item] * 2, out), {"seed": 4}),
+        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 4}),
     ]
 
 
@@ -217,7 +217,7 @@ def test_queries(standing: Callable[..., None], calls: Calls, tmp_path: Path) ->
         assert data.load_queries(tmp_path / "made.jsonl").queries == wanted.queries
     save_queries(QUERIES, tmp_path / "some.jsonl")
     told = run("queries", "show", str(tmp_path / "some.jsonl"))
-    assert f"{QUERIES['q0'].prompts[0].text} A" in told and "q0, group x" in told and "8 questions by group" in told
+    assert f"{QUERIES['q0'].prompts[0].text}A" in told and "q0, group x" in told and "8 questions by group" in told
     assert "q3, group y" in run("queries", "show", str(tmp_path / "some.jsonl"), "--id", "q3")
     standing(data, "load_queries", QUERIES)
     run("queries", "show", "mine", "--seed", "2")

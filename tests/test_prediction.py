@@ -22,7 +22,7 @@ from qrnca_lens.methods.controls import disjoint_draws
 from qrnca_lens.models import to_tokens
 from qrnca_lens.readout.residual import logits_of
 from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
-from qrnca_lens.study.direct import NONE, written_letters
+from qrnca_lens.study.direct import NONE, written_options
 from qrnca_lens.study.prediction import COLUMNS, predict_from_neurons
 
 FITTED, ASKED, HALVES = "ABCCD", "ABBCCCDDDD", ("ABBCC", "CDDDD")
@@ -137,7 +137,7 @@ def test_what_is_only_rounding_is_no_letter(folder_of: Callable[[str], Path]) ->
     mlp.W_out.data[1] = 1e-9 * mlp.W_out[writer]
     mlp.W_out.data[2] = mlp.W_out[writer] + mlp.W_out[WRITER["B"][1]]
     mlp.W_out.data[3] = 1e-3 * mlp.W_out[writer]
-    found = written_letters(model, [planted_prompt(0, "A")], {1: np.array([[0], [1], [2], [3]])})
+    found = written_options(model, [planted_prompt(0, "A")], {1: np.array([[0], [1], [2], [3]])})
     assert found["1"][:, 0].tolist() == found["all"][:, 0].tolist() == [NONE, NONE, NONE, 0]
 
 

@@ -25,7 +25,7 @@ from qrnca_lens.readout.contributions import PromptRun, direct_writes
 from qrnca_lens.readout.norms import norm_parts
 from qrnca_lens.readout.promoted import promoted_tokens
 from qrnca_lens.readout.residual import Readout, into_residual, logits_of
-from qrnca_lens.study.direct import written_letters
+from qrnca_lens.study.direct import written_options
 
 AFTER_MLP = ["gemma2", "gemma3", "glm4", "olmo2", "exaone4"]
 FAMILIES = ["llama", "gemma", "granite", "cohere", *AFTER_MLP]
@@ -142,7 +142,7 @@ def test_direct_prediction_sends_neurons_through_the_norm_after_the_mlp(family: 
     """Of some sets, against one set and one prompt at a time over the whole vocabulary; each layer alone too."""
     model, prompts = model_of(family), [PROMPT, Prompt("Which?\nAnswer:", "A"), Prompt("Which is it?\nAnswer:", "A")]
     sets = {0: np.array([[3], [4], [5], [6]]), 1: np.array([[9], [1], [2], [8]]), 2: np.array([[5, 6], [7, 1], [2, 3]])}
-    found = written_letters(model, prompts, sets)
+    found = written_options(model, prompts, sets)
     assert {name: read.shape for name, read in found.items()} == {"0": (4, 3), "1": (4, 3), "2": (3, 3), "all": (3, 3)}
     for k, prompt in enumerate(prompts):
         _, cache = model.run_with_cache(to_tokens(model, prompt.text)[None])

@@ -20,6 +20,7 @@ from qrnca_lens.engine.asks import Positions
 from qrnca_lens.engine.edits import Edit, read_edited
 from qrnca_lens.engine.hooks import is_edited, without_edits
 from qrnca_lens.models.checks import check_hooked
+from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.fingerprint import Written, written
 from qrnca_lens.models.hooked import HookedModel, exclusive
 from qrnca_lens.models.reader import reader_of
@@ -78,6 +79,24 @@ def decisions(options: Sequence[OptionTokens]) -> list[dict[str, Any]]:
         }
         for form, masses in alike.items()
     ]
+
+
+def letter_shares(model: HookedModel, texts: Sequence[str], *, batch: int = 64) -> Float[torch.Tensor, " text"]:
+    """How much of the next token's probability the letters A to D hold after each text, in all their forms; 0 where they are
+    no single tokens there."""
+    check_hooked(model)
+    shares = torch.zeros(len(texts))
+    for rows, logits, _ in last_positions(model, texts, NeuronSet(), batch=batch):
+        for row, p in zip(rows, token_probabilities(logits).cpu(), strict=True):
+            shares[row] = p[_letter_ids(model, texts[row])].sum()
+    return shares
+
+
+def _letter_ids(model: HookedModel, text: str) -> list[int]:
+    try:
+        return sorted({token for form in reader_of(model).options(text, LETTERS) for token in form.ids})
+    except ModelError:
+        return []
 
 
 def letter_probabilities(

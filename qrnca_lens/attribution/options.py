@@ -19,15 +19,17 @@ from qrnca_lens.attribution.letters import (
     letter_probabilities,
     letters_and_activations,
     option_tokens,
+    options_of,
 )
 from qrnca_lens.attribution.targets import Answer, Choice, OneToken, is_right, likeliest
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.data import Prompt, QuerySet, Read
 from qrnca_lens.data.query import check_query_set, texts_of
+from qrnca_lens.data.texts import space_before
 from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.engine.asks import Positions
 from qrnca_lens.engine.edits import Edit
-from qrnca_lens.models import HookedModel, check_hooked, reader_of
+from qrnca_lens.models import HookedModel, OptionTokens, check_hooked, reader_of
 
 
 def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneToken | Choice | Answer:
@@ -44,6 +46,18 @@ def target_of(model: HookedModel, asked: Prompt | str | SupportsIndex) -> OneTok
     reader = reader_of(model)
     token = reader.token(asked)
     return OneToken(token, asked if isinstance(asked, str) else reader.pieces(torch.tensor([token]))[0])
+
+
+def next_tokens(model: HookedModel, prompts: Sequence[Prompt]) -> list[OptionTokens]:
+    """The tokens that stand for the options right after each prompt: their letters' or, of open prompts, the first of each
+    option's text, where two options can have the same. Errors as in `target_of` and `option_probabilities`."""
+    if _read_of(prompts) == "letter":
+        return options_of(model, prompts)
+    found = []
+    for prompt in prompts:
+        ids = tuple(answer.ids[0] for answer in option_answers(model, prompt))
+        found.append(OptionTokens(prompt.names, ids, bool(space_before(prompt.text, prompt.options[0]))))
+    return found
 
 
 def option_probabilities(

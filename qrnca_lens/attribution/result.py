@@ -101,6 +101,15 @@ class Attribution:
         index = pd.MultiIndex.from_product([range(layers), range(neurons)], names=["layer", "neuron"])
         return pd.DataFrame({"score": self.scores.flatten().numpy()}, index=index).reset_index()
 
+    def tokens_frame(self) -> pd.DataFrame:
+        """One row a token of an answer: token, log_probability, weight, largest_gap (of a layer; in nats), nodes (most of a
+        layer). No row for another target."""
+        rows = [
+            (t.text, t.log_probability, t.weight, t.completeness_gap.abs().max().item(), t.nodes.max().item())
+            for t in self.tokens
+        ]
+        return pd.DataFrame(rows, columns=["token", "log_probability", "weight", "largest_gap", "nodes"])
+
     def __repr__(self) -> str:
         layers, neurons = self.scores.shape
         gap = self.completeness_gap.abs().max().item()

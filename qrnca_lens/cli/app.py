@@ -17,6 +17,7 @@ from qrnca_lens.cli.options import (
     Model,
     PerGroup,
     Queries,
+    Reads,
     Seed,
     Shots,
     drawn,
@@ -99,6 +100,7 @@ def locate(
     shots: Shots = 0,
     chat: Chat = False,
     answered: Answered = False,
+    read: Reads = "letter",
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -107,14 +109,17 @@ def locate(
         from qrnca_lens.clustering import QRNCAConfig
         from qrnca_lens.core.store import run_place
         from qrnca_lens.data import load_queries
+        from qrnca_lens.data.query import check_read
         from qrnca_lens.models import load_model
         from qrnca_lens.runs.checking import check as ask
         from qrnca_lens.runs.pipeline import locate as run
+        from qrnca_lens.runs.pipeline import queries_for
 
         run_place(out)
-        config = QRNCAConfig(steps, cast("Rule", rule), cast("Site | None", site), threshold, top, common_share)
+        sought = cast("Site | None", site)
+        config = QRNCAConfig(steps, cast("Rule", rule), sought, threshold, top, common_share, check_read(read))
         asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
-        asked = drawn(asked, shots, per_group, seed)
+        asked = drawn(queries_for(asked, config.read), shots, per_group, seed)
         loaded = load_model(model, device=device)
         asked = put(loaded, asked, chat)
         if answered or not dry_run:
@@ -137,16 +142,20 @@ def check(
     distractors: Draw = None,
     shots: Shots = 0,
     chat: Chat = False,
+    read: Reads = "letter",
     device: Device = None,
 ) -> None:
     """Say what a model does with questions: accuracy against chance, P of the letters, which letter it prefers."""
     with plain_errors():
         from qrnca_lens.data import load_queries
+        from qrnca_lens.data.query import check_read
         from qrnca_lens.models import load_model
         from qrnca_lens.runs.checking import check as run
+        from qrnca_lens.runs.pipeline import queries_for
 
+        how = check_read(read)
         asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
-        asked = drawn(asked, shots, per_group, seed)
+        asked = drawn(queries_for(asked, how), shots, per_group, seed)
         loaded = load_model(model, device=device)
         found = run(loaded, put(loaded, asked, chat))
     say_check(found)
@@ -158,21 +167,32 @@ def check(
 @app.command()
 def attribute(
     prompt: Annotated[str, typer.Option(help="the raw prompt; \\n stands for a line break")],
-    target: Annotated[str, typer.Option(help="the token to explain, taken literally, such as ' B'")],
+    target: Annotated[str | None, typer.Option(help="the token to explain, taken literally, such as ' B'")] = None,
+    answer: Annotated[str | None, typer.Option(help="in its place a text of any length, token by token")] = None,
+    against: Annotated[str | None, typer.Option(help="another answer, whose scores are taken off")] = None,
     model: Model = "atlas",
     steps: Annotated[int, typer.Option(min=1, help="m, nodes of the integral (auto: to begin with)")] = 16,
     rule: Annotated[str, typer.Option(help="right, endpoints, gauss-legendre or auto")] = "right",
     top: Annotated[int, typer.Option(min=1, help="how many neurons to list")] = 20,
     device: Device = None,
 ) -> None:
-    """Score every neuron for one token after one prompt."""
+    """Score every neuron for one token after one prompt, or for an answer of any length."""
     with plain_errors():
         from qrnca_lens.attribution import attribute as run
         from qrnca_lens.models import load_model
 
-        text = prompt.replace("\\n", "\n")
-        found = run(load_model(model, device=device), text, target, steps=steps, rule=cast("Rule", rule))
-    _show(found.top(top), f"Neurons for {target!r}")
+        if (target is None) == (answer is None):
+            raise ValueError("give --target, a token, or --answer, a text of any length: one of the two")
+        if against is not None and answer is None:
+            raise ValueError("--against is another answer; it needs the --answer that it is held against")
+        text, how, loaded = prompt.replace("\\n", "\n"), cast("Rule", rule), load_model(model, device=device)
+        if target is not None:
+            found = run(loaded, text, target, steps=steps, rule=how)
+        else:
+            found = run(loaded, text, answer=answer, against=against, steps=steps, rule=how)
+    _show(found.top(top), f"Neurons for {answer if target is None else target!r}")
+    if answer is not None:
+        _show(found.tokens_frame(), "Its tokens, each after those before it; log P and largest gap of a layer in nats")
     say(repr(found))
 
 
@@ -233,12 +253,15 @@ def reproduce(
     distractors: Draw = None,
     shots: Shots = 0,
     chat: Chat = False,
+    read: Reads = "letter",
     device: Device = None,
     dry_run: DryRun = False,
 ) -> None:
     """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
     with plain_errors():
+        from qrnca_lens.clustering import QRNCAConfig
         from qrnca_lens.core.store import run_place
+        from qrnca_lens.data.query import check_read
         from qrnca_lens.models import load_model
         from qrnca_lens.study import reproduce as run
         from qrnca_lens.study import subject
@@ -249,11 +272,14 @@ def reproduce(
         run_place(out)
         form = cast("Distractors | None", distractors)
         names = [name.strip() for name in queries.split(",")]
-        subjects = [subject(name, seed=seed, per_group=per_group, distractors=form, shots=shots) for name in names]
+        config = QRNCAConfig(read=check_read(read))
+        subjects = [
+            subject(name, seed=seed, per_group=per_group, distractors=form, shots=shots, read=config.read) for name in names
+        ]
         loaded = load_model(model, device=device)
         subjects = [item.as_chat(loaded) for item in subjects] if chat else subjects
-        _foretell(loaded, {item.name: item.queries for item in subjects}, None, dry_run)
-        study = run(loaded, subjects, out, seed=seed)
+        _foretell(loaded, {item.name: item.queries for item in subjects}, config, dry_run)
+        study = run(loaded, subjects, out, config=config, seed=seed)
         page = write_report(study)
         held, left_out = statements(study.results, study.model), failed(study.results)
     _show(held, "Which statements of the paper hold here")

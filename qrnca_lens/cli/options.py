@@ -24,6 +24,7 @@ Draw = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="of distractors, option order and what is drawn")]
+Reads = Annotated[str, typer.Option("--read", help="letter, or answer: open prompts, and the right answer's own text")]
 Shots = Annotated[int, typer.Option("--shots", min=0, help="so many solved questions of the same group before each one")]
 Chat = Annotated[bool, typer.Option("--chat", help="put every prompt by the chat template of the model's tokenizer")]
 Answered = Annotated[bool, typer.Option("--answered", help="only the queries that the model answers in all wordings")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from qrnca_lens.cli.errors import plain_errors
-from qrnca_lens.cli.options import Chat, Draw, Seed, Shots, put
+from qrnca_lens.cli.options import Chat, Draw, Reads, Seed, Shots, put
 from qrnca_lens.core.terminal import say, say_table
 
 if TYPE_CHECKING:
@@ -74,13 +74,17 @@ def show(
     distractors: Draw = None,
     shots: Shots = 0,
     chat: Chat = False,
+    read: Reads = "letter",
     model: Annotated[str, typer.Option(help="the model whose chat template is used, with --chat")] = "atlas",
 ) -> None:
     """Print the prompts of one query, and how many queries each group has and gives away by the form of the answer."""
     with plain_errors():
         from qrnca_lens.data import load_queries
+        from qrnca_lens.data.query import check_read
 
+        how = check_read(read)
         queries = load_queries(source, seed=seed, distractors=cast("Distractors | None", distractors))
+        queries = queries.as_open() if how == "answer" else queries
         queries = queries.with_examples(shots, seed)
         if chat:
             from qrnca_lens.models import load_model
@@ -89,9 +93,12 @@ def show(
         query = queries[query_id] if query_id else queries.queries[0]
     for prompt in query.prompts:
         say(prompt.template or "prompt", style="bold")
-        say(f"{prompt.text} {prompt.letter}\n")
+        say(f"{prompt.solved}\n")
     say(f"{query.id}, group {query.group}")
-    _show_forms(queries)
+    if queries.read == "letter":
+        _show_forms(queries)
+    else:  # no option is shown, so that none is given away
+        _show_counts(queries)
 
 
 def _write(questions: tuple[Question, ...], out: Path) -> None:
@@ -111,6 +118,6 @@ def _show_forms(queries: QuerySet) -> None:
     say_table(title, [(column, column != "group") for column in shares.columns], rows)
 
 
-def _show_counts(items: Iterable[Question]) -> None:
+def _show_counts(items: Iterable[Question] | QuerySet) -> None:
     counts = Counter(item.group for item in items)
     say_table(f"{counts.total()} questions by group", [("group", False), ("questions", True)], list(counts.items()))

@@ -9,7 +9,7 @@ from qrnca_lens.clustering.cluster import threshold_share
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
 from qrnca_lens.core.values import number, whole_number
-from qrnca_lens.data import Read
+from qrnca_lens.data.query import Read, check_read
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class QRNCAConfig:
         quadrature(self.rule, self.steps)
         if self.site is not None and self.site not in get_args(Site):
             raise ValueError(f"site must be None or one of {', '.join(get_args(Site))}, not {self.site!r}")
-        if self.read not in get_args(Read):
-            raise ValueError(f"read must be one of {', '.join(get_args(Read))}, not {self.read!r}")
+        check_read(self.read)
         if not 0 < self.common_share <= 1:
             raise ValueError(f"common_share must lie in (0, 1], not {self.common_share}")

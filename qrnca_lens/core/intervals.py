@@ -146,6 +146,6 @@ def _wilson(share: float, cases: float) -> Interval:
     return (middle - half) / scale if share > 0 else 0.0, (middle + half) / scale if share < 1 else 1.0
 
 
-def with_interval(mean: float, interval: Interval) -> str:
+def with_interval(mean: float, interval: Interval, digits: int = 1) -> str:
     """The two as they stand in a table: "12.3 [10.1, 14.5]"."""
-    return f"{mean:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]"
+    return f"{mean:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qrnca_lens.data.errors import DataError
-from qrnca_lens.data.texts import labelled_options, space_before, suggests_space
+from qrnca_lens.data.texts import labelled_options
 
 if TYPE_CHECKING:  # query.py imports this module
     from qrnca_lens.data.query import Prompt, Query
@@ -61,7 +61,7 @@ def _place(seed: int, asked: str, other: str) -> bytes:
 
 def _after(prompt: Prompt, place: int, query: Query, examples: Sequence[Query]) -> Prompt:
     """The prompt after the examples' prompts at the same place; its own options must still be the last that are shown."""
-    solved = [_solved(example.prompts[place]) for example in examples]
+    solved = [example.prompts[place].solved for example in examples]
     text, where = _BETWEEN.join([*solved, prompt.text]), f"query {query.id!r}, prompt {place}, after its examples"
     if prompt.read == "letter" and labelled_options(text, where) != labelled_options(prompt.text, where):
         raise DataError(
@@ -69,10 +69,3 @@ def _after(prompt: Prompt, place: int, query: Query, examples: Sequence[Query]) 
             "alike, A to D at the starts of lines"
         )
     return replace(prompt, text=text, rendering="examples")
-
-
-def _solved(prompt: Prompt) -> str:
-    """A prompt and its right letter, or of an open one the answer, after a space where a writer puts one."""
-    if prompt.read == "answer":
-        return f"{prompt.text}{space_before(prompt.text, prompt.marked)}{prompt.marked}"
-    return f"{prompt.text}{' ' * suggests_space(prompt.text)}{prompt.letter}"

@@ -12,10 +12,11 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import pandas as pd
 
+from qrnca_lens.core.shown import TITLE, shortened, visible
 from qrnca_lens.core.values import listed, number, seed_number, whole_number, yes_or_no
 from qrnca_lens.data.chat import Chat
 from qrnca_lens.data.errors import DataError
@@ -31,6 +32,8 @@ from qrnca_lens.data.texts import (
     check_texts,
     labelled_options,
     normalise,
+    space_before,
+    suggests_space,
 )
 
 Read: TypeAlias = Literal["letter", "answer"]
@@ -121,9 +124,26 @@ class Prompt:
         return options[self.right] if options else ""
 
     @property
+    def solved(self) -> str:
+        """The text and its right letter, or of an open prompt the answer, after a space where a writer puts one."""
+        if self.read == "answer":
+            return f"{self.text}{space_before(self.text, self.marked)}{self.marked}"
+        return f"{self.text}{' ' * suggests_space(self.text)}{self.letter}"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the options are called, in their order: the letters, of which `letter` is one."""
         return LETTERS
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What views call the options, in their order, no two alike: the letters, or in an open prompt, where a letter says
+        nothing, the options' texts in one line, cut as titles are where that leaves them different."""
+        if self.read == "letter":
+            return self.names
+        whole = tuple(visible(option) for option in self.options)
+        cut = tuple(shortened(option, TITLE) for option in whole)
+        return cut if len(set(cut)) == len(cut) else whole
 
     @property
     def right(self) -> int:
@@ -357,6 +377,13 @@ def _identity(prompt: Prompt) -> list[Any]:
 def _check_one_read(where: str, prompts: Sequence[Prompt]) -> None:
     if len({prompt.read for prompt in prompts}) > 1:
         raise DataError(f"{where}: holds open prompts beside prompts that ask for a letter; keep them in sets of their own")
+
+
+def check_read(read: str) -> Read:
+    """What answers are read from; ValueError for anything else."""
+    if read not in get_args(Read):
+        raise ValueError(f"read must be one of {', '.join(get_args(Read))}, not {read!r}")
+    return cast("Read", read)
 
 
 def check_query_set(queries: object) -> None:

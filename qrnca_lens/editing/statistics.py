@@ -16,7 +16,8 @@ import pandas as pd
 from qrnca_lens.core.intervals import Interval, clustered_interval, quantile_interval, resampled_means
 
 KINDS = ("same", "other")
-"""The two kinds of unrelated prompts: with the same right letter, with another."""
+"""The two kinds of partners (`editing.partners`): with the same right letter and with another or, for open prompts, of the
+same group and of another."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class PCR:
-    """What an edit does to P(right letter): of the own query, of unrelated ones, and what is left of the one less the other.
+    """What an edit does to P of the right option: of the own query, of unrelated ones, and what is left of the one less the
+    other.
+
+    For open prompts P is that of the right answer, a token (the geometric mean over its tokens), and "the same letter" is
+    the same group, "another letter" another group: then `letter` is the part of an effect that a group shares.
 
     In %, means of the change relative to P before the edit: `own`, `same_letter` (unrelated prompts with the same right
     letter), `other_letter` (with another). A query whose P was 0 and is not has no such change and is left out of it.
@@ -55,6 +60,9 @@ class PCR:
     both partners for all their prompts the parts of their own change: `question` (own - same letter), `letter` (same - other
     letter) and `general` (other letter), which add up to it. `letter_share` is letter / own change in %, None where that
     change cannot be told from zero.
+
+    In nats, the change of the mean log P (of an answer the mean over its tokens), where P is above 0: `nats` of the own
+    query and `specific_nats`, that less the change of the same letter's partner.
     """
 
     queries: int
@@ -70,6 +78,8 @@ class PCR:
     letter: Estimate
     general: Estimate
     letter_share: Estimate | None
+    nats: Estimate
+    specific_nats: Estimate
 
 
 def probability_change_ratio(effects: pd.DataFrame, *, seed: int = 0) -> PCR:
@@ -94,11 +104,13 @@ def probability_change_ratio(effects: pd.DataFrame, *, seed: int = 0) -> PCR:
         estimates["letter"],
         estimates["general"],
         _share(estimates["letter"], estimates["own compared"], means["letter"] / means["own compared"]),
+        estimates["nats"],
+        estimates["specific nats"],
     )
 
 
 def specific(effects: pd.DataFrame) -> pd.Series:
-    """By query the change of its P less that of the same letter's partners, in percentage points (one method and factor).
+    """By query the change of its P less that of the `same` partners, in percentage points (one method and factor).
 
     NaN for a query that lacks a partner for one of its prompts.
     """
@@ -111,6 +123,7 @@ def _changes(effects: pd.DataFrame) -> pd.DataFrame:
     same, other = (_points(effects, kind).where(effects[f"{kind}_prompts"] == effects["prompts"]) for kind in KINDS)
     own = _points(effects)
     both = same.notna() & other.notna()
+    nats = _nats(effects)
     own_percent, same_percent, other_percent = (_percent(effects, kind) for kind in ("", *KINDS))
     same_percent, other_percent = same_percent.where(same.notna()), other_percent.where(other.notna())
     return pd.DataFrame(
@@ -126,6 +139,8 @@ def _changes(effects: pd.DataFrame) -> pd.DataFrame:
             "letter": same - other,
             "general": other.where(both),
             "own compared": own.where(both),
+            "nats": nats,
+            "specific nats": (nats - _nats(effects, "same_")).where(same.notna()),
         },
         dtype=float,
     )
@@ -134,6 +149,12 @@ def _changes(effects: pd.DataFrame) -> pd.DataFrame:
 def _points(effects: pd.DataFrame, kind: str = "") -> pd.Series:
     before, after = _before_after(effects, kind)
     return 100 * (after - before)
+
+
+def _nats(effects: pd.DataFrame, kind: str = "") -> pd.Series:
+    """The change of the mean log P; NaN where P is 0 before or after."""
+    change = effects[f"log_p_{kind}after"] - effects[f"log_p_{kind}before"]
+    return change.where(np.isfinite(change))
 
 
 def _percent(effects: pd.DataFrame, kind: str) -> pd.Series:
@@ -201,8 +222,8 @@ def edit_success(effects: pd.DataFrame, *, boost: bool) -> Flips:
 def group_changes(effects: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Figures 3 and 4: mean % change by factor and group, each with its 95 % interval.
 
-    Columns: factor, group, queries, and own (the query itself), same and other (unrelated prompts with the same right letter
-    and with another), each with _low and _high.
+    Columns: factor, group, queries, and own (the query itself), same and other (their partners: unrelated prompts with the
+    same right letter and with another, of open prompts those of the same group and of another), each with _low and _high.
     """
     rows = []
     for (factor, group), part in effects.groupby(["factor", "group"], sort=False):

@@ -60,7 +60,8 @@ RankFunction = Callable[[Evidence], Iterable[tuple[str, Ranking]]]
 class Method:
     """A method of the tables; `in_paper` tells those of the paper's table 4 from ours.
 
-    `scores` is the scoring function of a method that has one: its rankings hold all neurons of the model.
+    `scores` is the scoring function of a method that has one: its rankings hold all neurons of the model. `by_neuron`: it
+    runs the model, or its end, for every neuron on its own, which takes too long where there are many.
     """
 
     key: str
@@ -69,13 +70,16 @@ class Method:
     in_paper: bool
     rank: RankFunction
     scores: ScoresTogether | None = None
+    by_neuron: bool = False
 
 
-def _scoring(key: str, name: str, reference: str, function: ScoresTogether, *, in_paper: bool = False) -> Method:
+def _scoring(
+    key: str, name: str, reference: str, function: ScoresTogether, *, in_paper: bool = False, by_neuron: bool = False
+) -> Method:
     def rank(evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
         return rank_by_scores(evidence.model, evidence.queries, key, function)
 
-    return Method(key, name, reference, in_paper, rank, function)
+    return Method(key, name, reference, in_paper, rank, function, by_neuron)
 
 
 def _variant(
@@ -114,10 +118,16 @@ METHODS: dict[str, Method] = {
             in_paper=False,
         ),
         Method("random-layers", "Random, same layers", "control", False, _same_layers),
-        _scoring("ablation", "Exact ablation", "one neuron at a time set to zero", one_by_one(ablation_scores)),
+        _scoring(
+            "ablation",
+            "Exact ablation",
+            "one neuron at a time set to zero",
+            one_by_one(ablation_scores),
+            by_neuron=True,
+        ),
         _scoring("contrastive", "Contrastive target", _MARGIN, contrastive_scores),
         _scoring("gradient", "Gradient x activation", "Shrikumar et al. 2016, arXiv 1605.01713", gradient_scores),
-        _scoring("log-probability", "Log-probability increase", _STATIC, one_by_one(log_probability_scores)),
+        _scoring("log-probability", "Log-probability increase", _STATIC, one_by_one(log_probability_scores), by_neuron=True),
     )
 }
 """The paper's methods in its order, then ours, then those that a user has registered."""

@@ -184,7 +184,8 @@ def regions(model: HookedModel, prompt: Prompt, question: str) -> list[str]:
     if offsets is None:
         return ["prompt"] * len(reader_of(model).tokens(prompt.text))
     spans, at = {}, 0
-    labelled = [(f"option {a}", rf"(?<!\w){a}\W{{1,3}}", o) for a, o in zip(prompt.names, prompt.options, strict=False)]
+    listed = prompt.options if prompt.read == "letter" else ()
+    labelled = [(f"option {a}", rf"(?<!\w){a}\W{{1,3}}", o) for a, o in zip(prompt.names, listed, strict=False)]
     for name, label, part in [("question", "", question), *labelled]:
         # with its label: an option of one letter also stands in "Options" and is itself a label
         found = re.compile(f"{label}({re.escape(part)})").search(prompt.text, at) if part else None

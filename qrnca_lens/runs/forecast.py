@@ -19,8 +19,9 @@ from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.engine.budget import integral_cost, layers_at_once, together
 from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import HookedModel, ModelError, check_hooked, check_site, to_tokens
-from qrnca_lens.runs.pipeline import queries_for
+from qrnca_lens.runs.pipeline import check_prompts, queries_for
 
+_READ = 16  # queries whose answers are read, to tell whether the model writes any
 _TIMED = 4  # prompts that are timed together, after one that warms up
 
 
@@ -60,7 +61,8 @@ class Estimate:
 def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None = None) -> Estimate:
     """Estimate what `locate(model, queries, config)` takes for all of the queries; a few prompts are run for the time.
 
-    Queries with a prompt that the model cannot take do not count. Raises ModelError for a model or site that cannot be used.
+    Queries with a prompt that the model cannot take do not count. Raises ModelError for a model or site that cannot be
+    used, and for answers of a model that can say letters alone.
     """
     check_hooked(model)
     check_query_set(queries)
@@ -68,6 +70,8 @@ def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None =
     config = config or QRNCAConfig()
     check_site(model, config.site)
     queries = queries_for(queries, config.read)
+    if config.read == "answer":
+        check_prompts(model, queries.keep(query.id for query in queries.queries[:_READ]))
     parts = [queries.queries[start : start + QUERIES_TOGETHER] for start in range(0, len(queries), QUERIES_TOGETHER)]
     counted = [[asked for query in part for asked in _that_fit(model, query)] for part in parts]
     counted = [part for part in counted if part]

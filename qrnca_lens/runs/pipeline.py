@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import sys
@@ -20,7 +21,7 @@ import torch
 from qrnca_lens._version import __version__
 from qrnca_lens.attribution import Attribution, AttributionError, attribute
 from qrnca_lens.attribution.answers import answer_probabilities, option_answers
-from qrnca_lens.attribution.letters import decisions, option_tokens, options_of
+from qrnca_lens.attribution.letters import decisions, letter_shares, option_tokens, options_of
 from qrnca_lens.attribution.targets import Answer, Choice, Target
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, make_cluster
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, PromptGaps, count_prompts
@@ -47,6 +48,8 @@ from qrnca_lens.models.origin import source_entry
 from qrnca_lens.runs.answering import ChanceWarning, Check, Reading
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 
+_SAYS_LETTERS = 0.5  # a model after whose open prompts letters hold more may be unable to say anything else
+_LEAST = 1e-45  # P of an answer that is rounded to 0, for its logarithm
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
 _READ_TOGETHER = 64  # queries whose letters are read in one go
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
@@ -99,9 +102,9 @@ def locate(
     tried again by a call that goes on with a run; a finished one keeps them as failed.
 
     Raises ValueError for too few queries and where too few are left after those that failed, ModelError for a model or site
-    that cannot be used and where every query failed, RunError for a folder that holds another run (the message lists what
-    differs), in which another call works, with other files, damage or a newer format and, before any prompt is looked at,
-    for a place where no folder can be.
+    that cannot be used, for answers of a model that can say letters alone, and where every query failed, RunError for a
+    folder that holds another run (the message lists what differs), in which another call works, with other files, damage or
+    a newer format and, before any prompt is looked at, for a place where no folder can be.
     """
     folder = None if out is None else run_place(out)
     check_hooked(model)
@@ -202,6 +205,7 @@ def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
     counts = Counter(target.reads for of_query in targets.values() for target in of_query)
     decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
     readings = _read_open(model, queries.keep(targets))
+    _check_writes(model, readings)
     return CheckedPrompts(targets, decided, list(failures.by_query.values()), readings)
 
 
@@ -210,6 +214,24 @@ def _read_open(model: HookedModel, queries: QuerySet) -> list[Reading]:
     p = answer_probabilities(model, [prompt for query in queries for prompt in query.prompts])
     parts = p.split([len(query.prompts) for query in queries])
     return [Reading(query, tuple(map(tuple, part.tolist()))) for query, part in zip(queries, parts, strict=True)]
+
+
+def _check_writes(model: HookedModel, readings: Sequence[Reading]) -> None:
+    """ModelError for a model that can say letters alone: token by token the right answers are less likely than a draw from
+    the whole vocabulary, and the letters hold most of the probability after the prompts."""
+    pairs = [pair for one in readings for pair in zip(one.query.prompts, one.probabilities, strict=True)]
+    right = sum(math.log(max(p[prompt.right], _LEAST)) for prompt, p in pairs) / max(1, len(pairs))
+    chance = -math.log(model.cfg.d_vocab)
+    if right >= chance:
+        return
+    share = letter_shares(model, [prompt.text for prompt, _ in pairs]).mean().item()
+    if share > _SAYS_LETTERS:
+        raise ModelError(
+            f"{model.cfg.model_name} is a letter-only model asked for answers: after open prompts the letters A to D hold "
+            f"{share:.0%} of the probability, and log P of the right answers is {right:.1f} nats a token, below the "
+            f"{chance:.1f} of a draw from its {model.cfg.d_vocab} tokens; read letters (read='letter'), or take a model "
+            "that writes answers"
+        )
 
 
 def queries_for(queries: QuerySet, read: Read) -> QuerySet:

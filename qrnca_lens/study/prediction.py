@@ -7,10 +7,13 @@ not used for detection; it does not say how. The protocol here:
    alone.
 2. The activity of a prompt is what W_out multiplies at its last position, for the group's QR neurons; nothing else is
    read.
-3. Two readings turn an activity into a letter. "probe": a multinomial logistic regression fitted on the prompts of the
+3. Two readings turn an activity into an answer. "probe": a multinomial logistic regression fitted on the prompts of the
    group's detection half (standardised, its penalty chosen by cross-validation over detection queries). The probe learns
    the letter from activity: it tells what the neurons know, whatever they do with it. "direct": no fitting; the letter that
    the neurons write is read (`study.direct`): it tells what they say. It is read of all neurons and of each layer's alone.
+   Open prompts show no options, so that nothing in an activity could tell a probe which of them is called A: they have the
+   direct reading alone, of the first token of each option's text. Queries with options that begin with the same token are
+   left out, since this reading cannot tell these apart.
 4. Both are scored on the prompts of the group's evaluation half, beside the prompted model, chance, and random neurons of
    the same layers read in the same two ways. Random neurons are drawn many times, in each layer as many as the group has QR
    neurons there, and none of the group's QR neurons is among them; common neurons may be.
@@ -38,7 +41,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.parallel import Parallel, delayed
 
-from qrnca_lens.attribution.options import options_and_activations
+from qrnca_lens.attribution.options import next_tokens, option_probabilities, options_and_activations
 from qrnca_lens.attribution.targets import likeliest
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import clustered_interval, quantile_interval
@@ -49,7 +52,7 @@ from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.localization.significance import holm
 from qrnca_lens.methods.controls import disjoint_draws
 from qrnca_lens.models import HookedModel
-from qrnca_lens.study.direct import ALL, Sets, written_letters
+from qrnca_lens.study.direct import ALL, Sets, written_options
 
 _PENALTIES = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
@@ -79,7 +82,7 @@ def predict_from_neurons(
 
     `detection`: the detection queries, once or in several renderings (other shuffles), which give the probe more prompts.
     `located` must rest on detection queries alone; those that failed in it are not fitted on. Left out are groups without
-    QR neurons and those whose queries all failed.
+    QR neurons, those whose queries all failed and, of open prompts, queries with options that begin alike.
     Raises ValueError if a query stands on both sides or `located` knows an evaluated query, or for no draws, ModelError for
     an architecture whose residual stream cannot be read.
     """
@@ -90,19 +93,24 @@ def predict_from_neurons(
     rows = []
     for group in evaluation.groups:
         neurons = NeuronSet() if group in lost else located.for_group(group)
-        if not len(neurons):
-            continue
         asked, fitting = ([query for query in side if query.group == group] for side in (evaluation, fitted))
+        asked = [query for query in asked if _options_differ(model, query)]
+        if not len(neurons) or not asked:
+            continue
         sets = _sets(neurons, located.model.d_mlp, max(draws, probe_draws), seed)
-        prompted, probe = _probed(model, fitting, asked, _first(sets, 1 + probe_draws), seed)
-        direct = written_letters(model, _prompts(asked), _first(sets, 1 + draws))
+        direct = written_options(model, _prompts(asked), _first(sets, 1 + draws))
+        if evaluation.read == "letter":
+            prompted, probe = _probed(model, fitting, asked, _first(sets, 1 + probe_draws), seed)
+            probes = [("QR neurons", "probe", ALL, len(neurons), probe)]
+        else:
+            prompted, probes = likeliest(option_probabilities(model, _prompts(asked))).numpy()[None], []
         counts = {ALL: len(neurons)} | {str(layer): indices.shape[1] for layer, indices in sets.items()}
         readings = [
             ("the prompted model", "", "", 0, prompted),
-            ("QR neurons", "probe", ALL, len(neurons), probe),
+            *probes,
             *(("QR neurons", "direct", layers, count, direct[layers]) for layers, count in counts.items()),
         ]
-        rows += [(group, *about, *_scored(letters, asked)) for *about, letters in readings]
+        rows += [(group, *about, *_scored(options, asked)) for *about, options in readings]
     found = pd.DataFrame(rows, columns=COLUMNS[:-1])
     found[COLUMNS[-1]] = found.groupby(["reading", "layers"])["p"].transform(lambda p: holm(p.to_numpy(dtype=float)))
     return found
@@ -117,6 +125,13 @@ def _fitted(detection: Sequence[QuerySet], evaluation: QuerySet, located: QRNeur
         if shared:
             raise ValueError(f"query {shared[0]!r} is evaluated and in {side}: the prediction would know its answer")
     return fitted
+
+
+def _options_differ(model: HookedModel, query: Query) -> bool:
+    """Whether each prompt's options have tokens of their own right after it, as letters always have."""
+    if query.read == "letter":
+        return True
+    return all(len(set(tokens.ids)) == len(tokens.ids) for tokens in next_tokens(model, query.prompts))
 
 
 def _sets(neurons: NeuronSet, d_mlp: int, draws: int, seed: int) -> Sets:
@@ -134,9 +149,9 @@ def _prompts(queries: Sequence[Query]) -> list[Prompt]:
     return [prompt for query in queries for prompt in query.prompts]
 
 
-def _scored(letters: Int[np.ndarray, "set prompt"], asked: Sequence[Query]) -> tuple[object, ...]:
+def _scored(options: Int[np.ndarray, "set prompt"], asked: Sequence[Query]) -> tuple[object, ...]:
     """The columns from right to p, of what is read of the QR neurons (row 0) and of each draw."""
-    right = letters == np.array([prompt.right for prompt in _prompts(asked)])
+    right = options == np.array([prompt.right for prompt in _prompts(asked)])
     unit = np.unique([query.unit for query in asked for _ in query.prompts], return_inverse=True)[1]
     counts, of, draws = right.sum(1), len(unit), len(right) - 1
     own, random = int(counts[0]), counts[1:] / of

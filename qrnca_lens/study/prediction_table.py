@@ -11,6 +11,15 @@ from qrnca_lens.study.direct import ALL
 from qrnca_lens.study.reproduction import Results
 
 LEVEL = 0.05
+_OPEN = (
+    "Open prompts show no options, so that no probe can learn which of them is which: neurons are read directly alone, by "
+    "the first token of each option's text. Questions with two options that begin with the same token are left out; "
+    "chance is that of four options."
+)
+_NONE_TO_READ = (
+    "nothing to read: no group has both QR neurons and a question, among those that had no part in detection, whose options "
+    "all begin with tokens of their own."
+)
 
 
 def table7(results: Mapping[str, Results]) -> pd.DataFrame:
@@ -33,10 +42,14 @@ def table7_sentence(results: Mapping[str, Results]) -> str:
 
     A group's QR neurons are more accurate than random neurons of the same layers if `p_corrected` is below 0.05. Of the
     other groups nothing is said but that they are not told apart; too few draws to tell any apart are named, and so are
-    groups that have no random neurons to compare with.
+    groups that have no random neurons to compare with. Of open prompts it says how they are read and, for a data set without
+    any row, why.
     """
-    lines = []
+    lines = [_OPEN] if any(result.read == "answer" for result in results.values()) else []
     for name, result in results.items():
+        if result.read == "answer" and result.prediction.empty:
+            lines.append(f"{name}: {_NONE_TO_READ}")
+            continue
         rows = result.prediction[result.prediction["neurons"] == "QR neurons"]
         together, alone = rows[rows["layers"] == ALL], rows[rows["layers"] != ALL]
         lines += [f"{name}, {reading}: {_compared(part)}" for reading, part in together.groupby("reading", sort=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,16 +13,19 @@ from qrnca_lens.clustering import NeuronClusters, cluster_neurons
 from qrnca_lens.clustering.qr_neurons import QRNeurons
 from qrnca_lens.core.store import write_record, write_text
 from qrnca_lens.core.writing import own_folder, plain_name
+from qrnca_lens.data import Read
 from qrnca_lens.editing.statistics import group_changes
 from qrnca_lens.study.prediction_table import table7, table7_sentence
-from qrnca_lens.study.reproduction import Reproduction, Results
+from qrnca_lens.study.reproduction import Reproduction, Results, Sample
 from qrnca_lens.study.tables import (
     as_json,
     failed,
     figure2a,
     given_away,
     letter_line,
+    method_name,
     pcr_of,
+    read_of,
     table3,
     table4,
     table6,
@@ -38,24 +42,40 @@ _READING = (
     "effective number of prompts for counts. A PCR is printed only where the change on unrelated queries can be told from "
     "zero; elsewhere it would be a division by noise."
 )
-_EQUAL = (
-    "All methods at equal counts: for each question as many neurons as the method with the fewest has. The specific change "
-    "is that on the own question less that on an unrelated one with the same right letter."
+_READING_ANSWERS = (
+    "Answers are read, not letters: prompts are open, they show no options and end before the answer. P is that of the "
+    "right answer, a token: the geometric mean over its tokens, each after those before it; log P is its logarithm, in "
+    "nats. An answer is right where it is the likeliest of the question's four options. Neurons are scaled at the "
+    "prompt's last token and at all of the answer but its last. The paper's own numbers are about letters."
 )
+_EQUAL = "All methods at equal counts: for each question as many neurons as the method with the fewest has. {specific}"
+_SPECIFIC: dict[Read, str] = {
+    "letter": "The specific change is that on the own question less that on an unrelated one with the same right letter.",
+    "answer": "The specific change is that on the own question less that on another question of the same group.",
+}
 _STATEMENTS = (
     "p is corrected for all rows that have one (Holm). Tests by group are corrected within the test; their verdict is the "
     "number of groups."
 )
 _KINDS = "Among the three most promoted tokens of each common neuron, beside random neurons of the same layers."
+_KINDS_OF_ANSWERS = " No letter follows open prompts, so that letters among these tokens are none of the answers."
 _FORMS = (
     "Questions whose right option is the only one of its form (a number, a formula, a name, ...) among the four: a model "
     "could pick it without knowing the answer."
 )
+_NO_FORMS = "Left out: open prompts show no options, so that no option's form gives anything away."
 _OWN_SIZES = "Each method with as many neurons as its own rule takes, as in the paper."
-_UNSEEN = (
-    "QR neurons at their own sizes, measured on the prompts that they were found with, on fresh shuffles and distractors, "
-    "and on a template that had no part in detection; the same questions in all three."
-)
+_UNSEEN: dict[Read, str] = {
+    "letter": (
+        "QR neurons at their own sizes, measured on the prompts that they were found with, on fresh shuffles and "
+        "distractors, and on a template that had no part in detection; the same questions in all three."
+    ),
+    "answer": (
+        "QR neurons at their own sizes, measured on the prompts that they were found with and on an open template that "
+        "had no part in detection; the same questions in both. Open prompts show no options, so that there are no fresh "
+        "shuffles."
+    ),
+}
 _QUESTIONS = {
     "overlap": "Does a group share fewer of its QR neurons with the others than under shuffled group labels?",
     "concentration": "Do fewer cells of layer x neuron hold a group's naica than under shuffled group labels?",
@@ -75,7 +95,8 @@ _OVERLAP = (
 def write_report(study: Reproduction) -> Path:
     """Write all files into the study's folder and return the page's path."""
     held = statements(study.results, study.model)
-    sections = [Section("How to read this", _READING), *_tables(study, held)]
+    reading = [_READING, *([_READING_ANSWERS] if read_of(study.results) == "answer" else [])]
+    sections = [Section("How to read this", "\n\n".join(reading)), *_tables(study, held)]
     figures: dict[str, go.Figure] = {}
     for name, result in study.results.items():
         figures |= {f"{name}-{key}": figure for key, figure in result_figures(result).items()}
@@ -97,9 +118,22 @@ def write_report(study: Reproduction) -> Path:
 
 
 def _letters(results: Mapping[str, Results]) -> str:
-    """For each data set how much of what suppressing QR neurons does is an effect on the letter."""
+    """For each data set how much of what suppressing QR neurons does is an effect on the letter, or on the group."""
     found = pcr_of(results)
-    return "\n\n".join(f"QRNCA, {name}, suppressed: {letter_line(found['qrnca', name, 'suppress'])}" for name in results)
+    lines = {name: letter_line(found["qrnca", name, "suppress"], result.read) for name, result in results.items()}
+    return "\n\n".join(f"QRNCA, {name}, suppressed: {line}" for name, line in lines.items())
+
+
+def _beyond(study: Reproduction) -> str:
+    """What stands above the tables of the methods that the paper does not have: which of them were left out, and why."""
+    sample = Sample(**study.about.get("sample", {}))
+    left_out = {key: None for result in study.results.values() for key in sample.beyond(result.located.model)[1]}
+    if not left_out:
+        return "On a sample of the queries."
+    return (
+        f"On a sample of the queries. Left out: {', '.join(method_name(key) for key in left_out)}. They take every neuron "
+        f"on its own, and the model has more than {sample.single_neurons:,} (`single_neurons` of the sample)."
+    )
 
 
 def _means(edits: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +146,7 @@ def result_figures(result: Results) -> dict[str, go.Figure]:
     figures = {
         "figure2a": plots_localization.overlap_matrix(result.located),
         "figure2b": plots_localization.layer_distribution(result.located),
-        "figure3-4": plots.changes(group_changes(effects)),
+        "figure3-4": plots.changes(group_changes(effects), result.read),
         "figure5": plots.heatmap(result.located),
     }
     clusters = neuron_clusters(result.located)
@@ -130,7 +164,11 @@ def neuron_clusters(located: QRNeurons) -> NeuronClusters | None:
 
 
 def _tables(study: Reproduction, held: pd.DataFrame) -> list[Section]:
-    results, lost = study.results, failed(study.results)
+    results, lost, read = study.results, failed(study.results), read_of(study.results)
+    equal, beyond, kinds = _EQUAL.format(specific=_SPECIFIC[read]), _beyond(study), _KINDS
+    forms = Section("Right options that their form gives away", _FORMS, given_away(results))
+    if read == "answer":
+        kinds, forms = _KINDS + _KINDS_OF_ANSWERS, replace(forms, text=_NO_FORMS, content=None)
     why = "They are left out of everything below."
     tokens = [Section(f"Table 5: promoted tokens, {name}", "", result.tokens) for name, result in results.items()]
     collateral = [
@@ -145,17 +183,17 @@ def _tables(study: Reproduction, held: pd.DataFrame) -> list[Section]:
         *([Section("Queries that failed", why, lost)] if len(lost) else []),
         Section("Which statements of the paper hold here", _STATEMENTS, held),
         Section("Table 3: QR neurons a query", "", table3(results)),
-        Section("Table 4: probability change ratio", f"{_EQUAL}\n\n{_letters(results)}", table4(results)),
+        Section("Table 4: probability change ratio", f"{equal}\n\n{_letters(results)}", table4(results)),
         Section("Table 4 at the methods' own sizes", _OWN_SIZES, table4(results, "own_sizes")),
-        Section("Table 4, methods beyond the paper", "On a sample of the queries.", table4(results, "extended")),
-        Section("Edits on prompts that had no part in detection", _UNSEEN, table_unseen(results)),
+        Section("Table 4, methods beyond the paper", beyond, table4(results, "extended")),
+        Section("Edits on prompts that had no part in detection", _UNSEEN[read], table_unseen(results)),
         *tokens,
-        *[Section(f"Kinds of tokens that common neurons promote, {name}", _KINDS, r.kinds) for name, r in results.items()],
-        Section("Table 6: edit success", _EQUAL, table6(results)),
+        *[Section(f"Kinds of tokens that common neurons promote, {name}", kinds, r.kinds) for name, r in results.items()],
+        Section("Table 6: edit success", equal, table6(results)),
         Section("Table 6 at the methods' own sizes", _OWN_SIZES, table6(results, "own_sizes")),
-        Section("Table 6, methods beyond the paper", "On a sample of the queries.", table6(results, "extended")),
+        Section("Table 6, methods beyond the paper", beyond, table6(results, "extended")),
         Section("Table 7: neuron-based prediction", table7_sentence(results), table7(results)),
-        Section("Right options that their form gives away", _FORMS, given_away(results)),
+        forms,
         Section("Figure 2a: overlap between groups", _OVERLAP, figure2a(results)),
         *collateral,
     ]

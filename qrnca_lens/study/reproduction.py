@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
 from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import (
@@ -25,7 +25,7 @@ from qrnca_lens.core.store import (
 from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.core.values import seed_number, whole_number
 from qrnca_lens.core.writing import check_target, own_folder
-from qrnca_lens.data import QuerySet
+from qrnca_lens.data import QuerySet, Read
 from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
@@ -40,7 +40,7 @@ from qrnca_lens.readout.token_kinds import KIND_COLUMNS, common_token_test
 from qrnca_lens.runs.pipeline import check_prompts, locate, without
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.prediction import predict_from_neurons
-from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable
+from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable, subjects_for
 
 _KIN = ("activation-absolute", "knowledge-neuron-without-common")  # compared with the paper's own on all queries
 _ON_UNSEEN = ("qrnca", "random-layers")
@@ -65,10 +65,26 @@ class Sample:
     """Draws of random neurons that the direct reading of table 7 is compared with."""
     probe_draws: int = 20
     """The same for its probe, which is fitted anew for each: enough for the spread, too few for a corrected p below 0.05."""
+    single_neurons: int = 20_000
+    """The most neurons that a model has for methods that take each on its own (`Method.by_neuron`) to be among
+    `extended`."""
 
     def __post_init__(self) -> None:
         for known in fields(self):
             object.__setattr__(self, known.name, whole_number(known.name, getattr(self, known.name), at_least=1))
+
+    def beyond(self, model: ModelShape) -> tuple[list[str], list[str]]:
+        """The methods that are not compared with the paper's own on all queries: those measured on `extended` queries, and
+        those left out, since they would take the model's neurons one by one."""
+        others = [key for key in METHODS if key not in compared_methods()]
+        many = model.n_layers * model.d_mlp > self.single_neurons
+        left_out = [key for key in others if many and METHODS[key].by_neuron]
+        return [key for key in others if key not in left_out], left_out
+
+
+def compared_methods() -> list[str]:
+    """The paper's methods and their kin, which are compared on all queries."""
+    return [key for key, method in METHODS.items() if method.in_paper or key in _KIN]
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,8 @@ class Results:
 
     `effects` are those of the paper's methods and their kin at equal counts, `own_sizes` those at each method's own;
     `extended` those of the other methods beside QRNCA, as many neurons as it has, on a sample. `unseen` has a further column
-    prompts_of: the edits of QRNCA and its control on the prompts of detection, fresh ones and held-out ones. `kinds` counts
+    prompts_of: the edits of QRNCA and its control on the prompts of detection, fresh ones and held-out ones (open prompts
+    have no fresh ones). `kinds` counts
     the tokens that common neurons promote, `tests` holds the permutation tests by group (column test: a key of TESTS).
     """
 
@@ -92,6 +109,11 @@ class Results:
     unseen: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_UNSEEN_COLUMNS))
     kinds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=KIND_COLUMNS))
     tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_TEST_COLUMNS))
+
+    @property
+    def read(self) -> Read:
+        """What the answers were read from."""
+        return self.located.config.read
 
 
 @dataclass(frozen=True)
@@ -110,21 +132,27 @@ def reproduce(
     out: str | os.PathLike[str],
     *,
     config: QRNCAConfig | None = None,
+    read: Read | None = None,
     sample: Sample | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Reproduction:
     """Measure everything for every subject and keep it in `out`; interrupted and called again it goes on.
 
+    `read` says what answers are read from (None: what `config` says, which is "letter" by default). For "answer" the
+    subjects are put in open prompts (`Subject.as_open`).
+
     Queries that fail (see `locate`) are left out of every table and stand in `failed` of the results. Tables whose methods
     are not those that are registered now are made anew. Raises ValueError, before anything is computed, for subjects that
-    cannot be measured (`check_subjects`); RunError for a folder that holds another study, or cannot be made or written into.
+    cannot be measured (`check_subjects`), ModelError for answers of a model that can say letters alone; RunError for a
+    folder that holds another study, or cannot be made or written into.
     """
     folder = run_place(out)
     check_hooked(model)
     seed = seed_number(seed)
-    config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None))
-    sample = sample or Sample()
+    config = config or QRNCAConfig()
+    config = replace(config, site=check_site(model, config.site), read=read or config.read)
+    sample, subjects = sample or Sample(), subjects_for(subjects, config.read)
     check_subjects(model, subjects, config, seed)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
@@ -191,8 +219,7 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
     evidence, small = Evidence(model, asked, located), Evidence(model, asked.sample(sample.extended, seed), located)
     edited, text = _edited(located, asked.sample(sample.collateral, seed)), neutral_text(model)
 
-    compared = [key for key, method in METHODS.items() if method.in_paper or key in _KIN]
-    beyond = ["qrnca", *[key for key in METHODS if key not in compared]]
+    compared, beyond = compared_methods(), ["qrnca", *sample.beyond(located.model)[0]]
 
     @cache
     def own() -> dict[str, Sets]:
@@ -229,12 +256,12 @@ def permutation_tests(located: QRNeurons, permutations: int, seed: int) -> pd.Da
 
 
 def _unseen(model: HookedModel, item: Subject, evidence: Evidence, seed: int) -> pd.DataFrame:
-    """Effects on the prompts of detection, on fresh and on held-out ones, of the queries whose prompts the model takes in
-    all three; no rows where the subject lacks them or one group is left."""
-    if item.fresh is None or item.held_out is None:
+    """Effects on the prompts of detection and on fresh and held-out ones, as far as the subject has them, of the queries
+    whose prompts the model takes in all; no rows where the subject has neither or one group is left."""
+    given = {name: queries for name, queries in (("fresh", item.fresh), ("held-out", item.held_out)) if queries is not None}
+    if not given:
         return pd.DataFrame(columns=_UNSEEN_COLUMNS)
-    others = {"fresh": item.fresh, "held-out": item.held_out}
-    others = {name: without(queries, check_prompts(model, queries).failed) for name, queries in others.items()}
+    others = {name: without(queries, check_prompts(model, queries).failed) for name, queries in given.items()}
     shared = set.intersection(*({query.id for query in queries} for queries in (evidence.queries, *others.values())))
     asked = {name: queries.keep(shared) for name, queries in {"detection": evidence.queries, **others}.items()}
     if len(asked["detection"].groups) < 2:
@@ -287,4 +314,6 @@ def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_
     else:
         theirs = {name: value for name, value in claim.items() if name not in ("format", "source")}
         theirs["config"] = claimed_config(claim, path, default_site)
+        if isinstance(theirs.get("sample"), dict):  # an older study's has no number of single neurons
+            theirs["sample"] = {"single_neurons": Sample().single_neurons, **theirs["sample"]}
         refuse_another(folder, "study", differences(about, theirs))

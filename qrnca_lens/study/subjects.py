@@ -12,11 +12,11 @@ from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.core.values import WrongKindError, seed_number
 from qrnca_lens.core.writing import plain_name
-from qrnca_lens.data import Distractors, Query, QuerySet, load_queries
-from qrnca_lens.data.query import check_query_set
+from qrnca_lens.data import Distractors, Query, QuerySet, Read, load_queries
+from qrnca_lens.data.query import check_query_set, check_read
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
-from qrnca_lens.runs.pipeline import check_enough_left, check_prompts, without
+from qrnca_lens.runs.pipeline import check_enough_left, check_prompts, queries_for, without
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
 _FIGURE = "-significance"  # the longest ending of a figure's name in the report
@@ -30,7 +30,7 @@ class Subject:
     """A data set of the study: its queries, and the same questions in other shuffles (one may be enough).
 
     `fresh` and `held_out` are the same questions once more, in prompts that have no part in detection: other shuffles and
-    distractors, and another template. Edits are measured on both, where both are given. `name` is that of its folder and in
+    distractors, and another template. Edits are measured on those that are given. `name` is that of its folder and in
     its figures' file names. ValueError for one that cannot be.
     """
 
@@ -49,6 +49,14 @@ class Subject:
                 f"a subject cannot be called {self.name!r}: its figures' files have longer names; rename it, or its file"
             ) from None
 
+    def as_open(self) -> Subject:
+        """The same questions in open prompts, which have a held-out template and no other shuffles; itself, where they are
+        open already. DataError as `QuerySet.as_open`."""
+        if self.queries.read == "answer":
+            return self
+        opened = self.queries.as_open()
+        return Subject(self.name, opened, (opened,), None, self.queries.as_open(held_out=True))
+
     def as_chat(self, model: HookedModel) -> Subject:
         """The same with all prompts as chats (`QuerySet.as_chat`)."""
         unseen = (None if queries is None else queries.as_chat(model) for queries in (self.fresh, self.held_out))
@@ -63,21 +71,28 @@ def subject(
     per_group: int | None = None,
     distractors: Distractors | None = None,
     shots: int = 0,
+    read: Read = "letter",
 ) -> Subject:
     """A Subject from a shipped name ("domains", "languages", "atlas/domains") or a file of questions or rendered queries.
 
     `distractors` as in `load_queries`; `shots` solved questions stand before each prompt, drawn from the whole source
-    (`QuerySet.with_examples`). Rendered queries have no fresh or held-out prompts. TypeError for a source that is
-    neither a name nor a path.
+    (`QuerySet.with_examples`); with `read` "answer" the prompts are open, and there are no fresh ones. Rendered queries have
+    no fresh or held-out prompts. TypeError for a source that is neither a name nor a path, DataError for open prompts where
+    letters are to be read, and as `QuerySet.as_open`.
     """
     if not isinstance(source, str | os.PathLike):
         raise WrongKindError(f"a subject is made of a shipped name, such as 'domains', or a file, not of {source!r}")
     source = os.fspath(source)
+    read = check_read(read)
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
 
     def load(own: int, held_out: bool = False) -> QuerySet:
-        return load_queries(name, seed=own, held_out=held_out, distractors=distractors).with_examples(shots, seed)
+        if read == "answer":
+            asked = load_queries(name, seed=own, distractors=distractors).as_open(held_out=held_out)
+        else:
+            asked = queries_for(load_queries(name, seed=own, held_out=held_out, distractors=distractors), read)
+        return asked.with_examples(shots, seed)
 
     queries = load(seed)
     if per_group is not None:
@@ -85,20 +100,28 @@ def subject(
     chosen = {query.id for query in queries}
     if not all(query.question for query in queries):
         return Subject(Path(source).stem, queries, (queries,))
+    if read == "answer":
+        held_out = load(seed, held_out=True).keep(chosen)
+        same = held_out.fingerprint == queries.fingerprint  # a file of open prompts, which has no other template
+        return Subject(Path(source).stem, queries, (queries,), None, None if same else held_out)
     *again, fresh = [load(seed + 1000 * other).keep(chosen) for other in range(1, _RENDERINGS + 1)]
     taken_as_they_stand = fresh.fingerprint == queries.fingerprint
     held_out = None if taken_as_they_stand else load(seed, held_out=True).keep(chosen)
     return Subject(Path(source).stem, queries, (queries, *again), None if taken_as_they_stand else fresh, held_out)
 
 
-def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNCAConfig, seed: int) -> None:
-    """ValueError that names the subject, what it lacks and the remedy; ModelError for a model that cannot be used for it;
-    TypeError for anything but a list of Subject, or one of anything but query sets.
+def subjects_for(subjects: Sequence[Subject], read: Read) -> list[Subject]:
+    """The subjects as they are put to be read so: in open prompts for answers. TypeError for anything but a list of Subject,
+    DataError as `Subject.as_open` and for open prompts where letters are to be read."""
+    _check_kinds(subjects)
+    if read == "answer":
+        return [item.as_open() for item in subjects]
+    for item in subjects:
+        queries_for(item.queries, read)
+    return list(subjects)
 
-    A subject needs a name of its own that can be a folder's; two groups; in each group 3 queries, and 2 right letters in the
-    half that the neuron-based prediction is fitted on; in that half enough queries for `common_share`; and prompts in a
-    rendering that the model can take. Queries whose prompts the model cannot take do not count.
-    """
+
+def _check_kinds(subjects: object) -> None:
     if not isinstance(subjects, Sequence) or isinstance(subjects, str):
         raise WrongKindError(f"subjects is a list, such as [subject('domains')], not {subjects!r:.80}")
     for item in subjects:
@@ -106,6 +129,18 @@ def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNC
             raise WrongKindError(f"subjects is a list of Subject; make one with subject('domains'), not {item!r:.80}")
         for queries in (item.queries, *item.renderings):
             check_query_set(queries)
+
+
+def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNCAConfig, seed: int) -> None:
+    """ValueError that names the subject, what it lacks and the remedy; ModelError for a model that cannot be used for it;
+    TypeError for anything but a list of Subject, or one of anything but query sets.
+
+    A subject needs a name of its own that can be a folder's; two groups; in each group 3 queries, and, where letters are
+    read, 2 right letters in the half that the neuron-based prediction is fitted on; in that half enough queries for
+    `common_share`; and prompts in a rendering that the model can take. Queries whose prompts the model cannot take do not
+    count.
+    """
+    _check_kinds(subjects)
     neutral_text(model)
     if not subjects:
         raise ValueError("no subject to reproduce; give at least one, such as subject('domains')")
@@ -136,6 +171,8 @@ def check_subjects(model: HookedModel, subjects: Sequence[Subject], config: QRNC
                     f"subject {item.name!r}: group {group!r} has {asked} queries that the model can take; give at least "
                     f"{MEASURABLE}, as they are split in halves, or leave the group out"
                 )
+            if queries.read == "answer":
+                continue
             letters = {p.letter for query in fitted if query.id in ids and query.group == group for p in query.prompts}
             if len(letters) < 2:
                 raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 
 from qrnca_lens.core.intervals import normal_interval, with_interval
+from qrnca_lens.data import WORDING, Read
 from qrnca_lens.data.forms import form_shares
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import PCR, Estimate, Ratio, edit_success, probability_change_ratio
@@ -53,8 +54,11 @@ def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
     Columns: method, data set, direction, neurons (mean a query), queries; the mean change in % of P(right letter) on the own
     query and on unrelated ones with the same right letter and with another; the two PCRs; the specific change (own - same
     letter) in points; the letter's share of the own change in % (`PCR`); the paper's PCR. Intervals are 95 %.
+
+    Where answers are read P is that of the right answer, a token, and the others are those of the same group and of another
+    group, as the names of the columns say; two columns more have the change of log P a token and the specific one, in nats.
     """
-    rows = []
+    rows, words = [], WORDING[read_of(results)]
     for (method, name, direction), part in _edits(results, edits).items():
         pcr = probability_change_ratio(part)
         rows.append(
@@ -65,16 +69,28 @@ def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
                 "neurons": float(part["neurons"].mean()),
                 "queries": pcr.queries,
                 "own %": _shown(pcr.own),
-                "same letter %": _shown(pcr.same_letter),
-                "other letter %": _shown(pcr.other_letter),
-                "PCR (same letter)": _shown_ratio(pcr.ratio_same, pcr.same_letter),
-                "PCR (other letter)": _shown_ratio(pcr.ratio_other, pcr.other_letter),
+                f"{words.same} %": _shown(pcr.same_letter),
+                f"{words.other} %": _shown(pcr.other_letter),
+                f"PCR ({words.same})": _shown_ratio(pcr.ratio_same, pcr.same_letter),
+                f"PCR ({words.other})": _shown_ratio(pcr.ratio_other, pcr.other_letter),
                 "specific, points": _shown(pcr.specific),
-                "letter's share, %": _shown(pcr.letter_share) if pcr.letter_share else "",
+                **(_nats(pcr) if words.explained else {}),
+                f"{words.shared}'s share, %": _shown(pcr.letter_share) if pcr.letter_share else "",
                 "paper": _paper(paper.TABLE4, method, results[name], direction),
             }
         )
     return pd.DataFrame(rows)
+
+
+def read_of(results: Measured) -> Read:
+    """What the answers were read from, which is the same in all data sets of a study."""
+    reads: list[Read] = [result.read for result in results.values()]
+    return reads[0] if reads else "letter"
+
+
+def _nats(pcr: PCR) -> dict[str, str]:
+    found = {"log P, nats": pcr.nats, "specific, nats": pcr.specific_nats}
+    return {name: with_interval(of.mean, of.ci, 2) for name, of in found.items()}
 
 
 def pcr_of(results: Measured, edits: Edits = "effects") -> dict[tuple[str, str, str], PCR]:
@@ -82,18 +98,20 @@ def pcr_of(results: Measured, edits: Edits = "effects") -> dict[tuple[str, str, 
     return {key: probability_change_ratio(rows) for key, rows in _edits(results, edits).items()}
 
 
-def letter_line(pcr: PCR) -> str:
-    """A sentence on how much of an edit's effect is one on the letter."""
+def letter_line(pcr: PCR, read: Read = "letter") -> str:
+    """A sentence on how much of an edit's effect is one on the letter or, where answers are read, on the group."""
+    shared, partners = WORDING[read].shared, WORDING[read].partners
     own = pcr.question.mean + pcr.letter.mean + pcr.general.mean
     if not pcr.question.queries:
-        return "No question has unrelated prompts to compare with, so nothing is known of an effect on the letter."
+        return f"No question has unrelated prompts to compare with, so nothing is known of an effect on the {shared}."
     if pcr.letter_share is None:
-        return f"The change on the own question ({own:.1f} points) cannot be told from 0, so no share of it is the letter's."
+        return (
+            f"The change on the own question ({own:.1f} points) cannot be told from 0, so no share of it is the {shared}'s."
+        )
     same, other = (round(100 * part / own) for part in (pcr.letter.mean + pcr.general.mean, pcr.general.mean))
     return (
-        f"Of the change on the own question ({own:.1f} points), {same} % is also seen on unrelated questions with the "
-        f"same right letter and {other} % on those with another: {_shown(pcr.letter_share)} % is specific to the "
-        f"letter, {100 - same} % to the question."
+        f"Of the change on the own question ({own:.1f} points), {same} % is also seen {partners[0]} and {other} % "
+        f"{partners[1]}: {_shown(pcr.letter_share)} % is specific to the {shared}, {100 - same} % to the question."
     )
 
 
@@ -173,7 +191,8 @@ def as_json(results: Measured, about: dict[str, Any], statements: pd.DataFrame) 
     """Everything as one machine-readable record: table3 to table7, figure2a, with intervals and counts; NaN is None.
 
     table4 and table6 are at equal counts, table4_own_sizes and table6_own_sizes at the methods' own sizes; unseen has the
-    edits on prompts that had no part in detection. `statements`: those of `verdicts.statements`.
+    edits on prompts that had no part in detection. `statements`: those of `verdicts.statements`. Where answers are read
+    `same_letter`, `other_letter` and `letter` stand for the same group, another group and the group (`PCR`).
     """
     frames = {
         "table3": table3(results),
@@ -218,9 +237,11 @@ def failed(results: Measured) -> pd.DataFrame:
 
 
 def given_away(results: Measured) -> pd.DataFrame:
-    """How many questions of each group their right option's form gives away (`data.forms.form_shares`)."""
-    parts = [form_shares(result.located.asked).assign(**{"data set": name}) for name, result in results.items()]
-    return pd.concat(parts, ignore_index=True)
+    """How many questions of each group their right option's form gives away (`data.forms.form_shares`); no row for open
+    prompts, which show no options."""
+    shown = {name: result.located.asked for name, result in results.items() if result.read == "letter"}
+    parts = [form_shares(asked).assign(**{"data set": name}) for name, asked in shown.items()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _by_set(results: Measured, name: str) -> pd.DataFrame:

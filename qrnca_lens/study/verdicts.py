@@ -13,16 +13,21 @@ import pandas as pd
 from qrnca_lens.atlas.recipe import Recipe
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.intervals import paired_difference, quantile_interval, resampled_means, with_interval
+from qrnca_lens.data import WORDING, Wording
 from qrnca_lens.editing.effects import BOOST, SUPPRESS
 from qrnca_lens.editing.statistics import edit_success, probability_change_ratio, specific
 from qrnca_lens.localization import common_layer_test, overlap_difference, significant
 from qrnca_lens.localization.significance import holm
+from qrnca_lens.readout.token_kinds import KINDS
 from qrnca_lens.study import paper
 from qrnca_lens.study.reproduction import Results
 
 LEVEL = 0.05
 _UNTOLD = "not told apart"
 _NO_DATA = "no data"
+_NO_MEANING = "no meaning"
+_OF_LETTERS = {KINDS[0]: "no letter follows open prompts, so that letters among promoted tokens are none of the answers"}
+"""What is counted and says nothing where answers are read, with the reason."""
 _RIVALS = {
     "random": "QRNCA is ahead of random neurons",
     "activation": "QRNCA is ahead of the highest activations",
@@ -54,12 +59,13 @@ class _Finding(NamedTuple):
 def statements(results: Mapping[str, Results], model: str = "") -> pd.DataFrame:
     """One row a (statement, data set): statement, data set, holds here, measured, p, p_corrected.
 
-    Methods are compared at equal counts, by the specific change: that of P on the own question less that on an unrelated
-    one with the same right letter, in percentage points. `p` is two-sided for comparisons (sign flips over units, see
-    `core.intervals.paired_difference`), for common neurons and for overlaps, one-sided for promoted tokens; `p_corrected`
-    is Holm's over all of the table. "yes" or "no" stands where it is below 0.05, by the side of the effect, "not told
-    apart" elsewhere, "no data" where nothing could be measured. Permutation tests by group are corrected within each test;
-    their verdict is the number of groups. `model` "atlas" adds where its facts are known to have been trained into.
+    Methods are compared at equal counts, by the specific change: that of P on the own question less that on an unrelated one
+    with the same right letter (of answers: on another one of the same group), in percentage points. `p` is two-sided for
+    comparisons (sign flips over units, see `core.intervals.paired_difference`), for common neurons and for overlaps,
+    one-sided for promoted tokens; `p_corrected` is Holm's over all of the table. "yes" or "no" stands where it is below
+    0.05, by the side of the effect, "not told apart" elsewhere, "no data" where nothing could be measured, "no meaning"
+    where a statement is about letters and answers are read. Permutation tests by group are corrected within each test; their
+    verdict is the number of groups. `model` "atlas" adds where its facts are known to have been trained into.
     """
     found = [finding for name, result in results.items() for finding in _of(name, result)]
     found += [row for pair in _domains_and_languages(results) for row in _both(*pair)]
@@ -84,18 +90,22 @@ def _of(name: str, result: Results) -> Iterator[_Finding]:
         edits = result.effects[result.effects["factor"] == factor]
         by_method = {str(method): part for method, part in edits.groupby("method")}
         if "qrnca" in by_method:
-            yield _own(name, direction, by_method["qrnca"])
+            yield _own(name, direction, by_method["qrnca"], WORDING[result.read])
             for rival, text in _RIVALS.items():
                 if rival in by_method:
                     yield _against(name, f"{text}, {direction}", by_method["qrnca"], by_method[rival], factor)
     yield _top_layers(name, result.located)
     for row in result.kinds.to_dict("records"):
+        text = f"common neurons promote {row['kind']}"
+        if result.read == "answer" and row["kind"] in _OF_LETTERS:
+            yield _Finding(text, name, _OF_LETTERS[row["kind"]], said=_NO_MEANING)
+            continue
         numbers = (
             f"{row['found']} of the {row['of']} most promoted tokens of {row['neurons']} common neurons, "
             f"{row['share']:.1%}; {row['random share']:.1%} of those of random neurons of the same layers, "
             f"{row['vocabulary share']:.2%} of the vocabulary"
         )
-        yield _Finding(f"common neurons promote {row['kind']}", name, numbers, row["p"], row["share"] - row["random share"])
+        yield _Finding(text, name, numbers, row["p"], row["share"] - row["random share"])
     for test, text in _REGIONS.items():
         rows = result.tests[result.tests["test"] == test]
         if len(rows):
@@ -108,18 +118,22 @@ def _by_group(rows: pd.DataFrame) -> str:
     return "; ".join(f"{group} {seen:.3g} (shuffled {chance:.3g}, p {p:.2g})" for group, seen, chance, p in cells)
 
 
-def _own(name: str, direction: str, ours: pd.DataFrame) -> _Finding:
-    """Is what the edit does to its question more than what it does to others with the same right letter?"""
+def _own(name: str, direction: str, ours: pd.DataFrame, words: Wording) -> _Finding:
+    """Is what the edit does to its question more than what it does to others with the same right letter, or group?"""
     found, points = probability_change_ratio(ours), specific(ours).to_numpy(dtype=float)
     p = paired_difference(points, np.zeros(len(points)), ours["unit"].to_numpy()).p
     share = found.letter_share
     parts = (
-        f"P {found.points.mean:+.1f} points: question {found.question.mean:+.1f}, letter {found.letter.mean:+.1f}, any "
-        f"question {found.general.mean:+.1f}; own less same letter {with_interval(found.specific.mean, found.specific.ci)}"
+        f"P {found.points.mean:+.1f} points: question {found.question.mean:+.1f}, {words.shared} {found.letter.mean:+.1f}, "
+        f"any question {found.general.mean:+.1f}; own less {words.same} "
+        f"{with_interval(found.specific.mean, found.specific.ci)}"
     )
-    numbers = parts + (f"; the letter's share {with_interval(share.mean, share.ci)} %" if share else "")
+    numbers = parts + (f"; the {words.shared}'s share {with_interval(share.mean, share.ci)} %" if share else "")
+    if words.explained:
+        own, left = (with_interval(x.mean, x.ci, 2) for x in (found.nats, found.specific_nats))
+        numbers += f"; log P a token {own} nats, own less {words.same} {left}"
     effect = found.specific.mean * (1 if direction == "boosting" else -1)
-    return _Finding(f"the effect of {direction} is the question's, not the letter's", name, numbers, p, effect)
+    return _Finding(f"the effect of {direction} is the question's, not the {words.shared}'s", name, numbers, p, effect)
 
 
 def _against(name: str, text: str, ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> _Finding:

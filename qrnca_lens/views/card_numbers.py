@@ -69,7 +69,7 @@ def strongest_examples(
 
 
 def effect_of(model: HookedModel, chosen: Neuron, query: Query) -> list[float]:
-    """Mean P(right letter) over the query's prompts: untouched, then with each of `EDITS` at the last token; exact."""
+    """Mean P of the right option over the query's prompts: untouched, then with each of `EDITS` at the last token; exact."""
     edits = [(NeuronSet((chosen,)), factor) for factor in EDITS.values()]
     found = edited_options(model, query.prompts, [edits] * len(query.prompts))
     p = torch.stack([rows[:, prompt.right] for rows, prompt in zip(found, query.prompts, strict=True)])

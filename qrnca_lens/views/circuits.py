@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
-from qrnca_lens.attribution.letters import option_tokens
+from qrnca_lens.attribution.options import next_tokens
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet, neuron_set
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.data import Prompt, Query
+from qrnca_lens.data import WORDING, Prompt, Query
 from qrnca_lens.models import HookedModel, reader_of
 from qrnca_lens.readout.contributions import PromptRun, attention_shares, contributions_to, direct_writes, regions
 from qrnca_lens.views import drawing, html
@@ -30,9 +31,10 @@ class Circuit(html.View):
     `contributions`: one row for each neuron, input ("gate" and "up" in gated MLPs, else "pre") and source: layer, neuron,
     input, source ("embedding", "L0H2", "MLP 0", "bias" …), kind (embedding, head, mlp, bias, remainder), value, in units of
     the pre-activation; the rows of a neuron and input add up to `inputs`. `writes`: layer, neuron, activation (what W_out
-    multiplies) and one column a letter: what it adds to the letter's logit directly. `attention`: layer, head and one
-    column a region of the prompt, the share of the last token's attention that falls on it. `patterns`: the attention
-    [head, destination, source] of the `heads` that feed the neurons most.
+    multiplies) and one column an option (A to D): what it adds directly to the logit of its token. `attention`: layer, head
+    and one column a region of the prompt, the share of the last token's attention that falls on it. `patterns`: the
+    attention [head, destination, source] of the `heads` that feed the neurons most. `starts`: the tokens (id, text) of the
+    options: their letters or, after an open prompt, the first token of each option's text.
     """
 
     query: str
@@ -45,6 +47,7 @@ class Circuit(html.View):
     attention: pd.DataFrame
     heads: tuple[tuple[int, int], ...]
     patterns: Float[np.ndarray, "head destination source"]
+    starts: tuple[tuple[int, str], ...]
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of `contributions`."""
@@ -66,7 +69,9 @@ class Circuit(html.View):
         """The view as an HTML fragment; `chosen` limits it to one neuron, `heads` the attention maps."""
         heads = whole_number("heads", heads, at_least=0)
         shown = [chosen] if chosen else list(NeuronSet.from_frame(self.writes))
-        parts = [html.note(f"At the last token of {self.query}, prompt {self.number}, right letter {self.prompt.letter}.")]
+        option, right = WORDING[self.prompt.read].option, self.prompt.labels[self.prompt.right]
+        parts = [html.note(f"At the last token of {self.query}, prompt {self.number}, right {option} {right}.")]
+        parts += [html.note(words) for words in self._about_starts()]
         parts += [_neuron_html(self, neuron) for neuron in shown[:SHOWN_NEURONS]]
         if len(shown) > SHOWN_NEURONS:
             parts.append(html.note(f"{len(shown) - SHOWN_NEURONS} more neurons are in .to_frame()."))
@@ -74,6 +79,18 @@ class Circuit(html.View):
         names = [f"L{layer}H{head}" for layer, head in self.heads[:heads]]
         parts.append(html.section("Attention patterns", attention_patterns(list(self.tokens), self.patterns[:heads], names)))
         return "".join(parts)
+
+    def _about_starts(self) -> list[str]:
+        """Of an open prompt: by which token each answer stands, and which ones cannot be told apart."""
+        if self.prompt.read == "letter":
+            return []
+        named = [f"{label}: {piece!r}" for label, (_, piece) in zip(self.prompt.labels, self.starts, strict=True)]
+        told = [f"An answer stands here for its first token after the prompt ({'; '.join(named)})."]
+        for token in dict.fromkeys(self.starts):
+            alike = [label for label, start in zip(self.prompt.labels, self.starts, strict=True) if start == token]
+            if len(alike) > 1:
+                told.append(f"{' and '.join(alike)} begin with the same token, so they cannot be told apart here.")
+        return told
 
     def _looks(self) -> list[str]:
         shares = self.attention.set_index(["layer", "head"]).loc[list(self.heads)].round(3).reset_index()
@@ -101,14 +118,13 @@ def _neuron_html(found: Circuit, neuron: Neuron) -> str:
             ("= pre-activation", whole, f"the sum, {whole:.6g}: the {name} of {neuron} before anything is applied")
         )
         charts.append(drawing.bars(listed, title=f"What feeds its {name}"))
-    right = found.prompt.letter
+    prompt, letters = found.prompt, found.prompt.read == "letter"
     wrote = [
-        (f"{a} (right)" if a == right else a, float(writes[a].iloc[0]), f"{a}: {writes[a].iloc[0]:.5g} logits")
-        for a in found.prompt.names
+        (f"{label} (right)" if name == prompt.letter else label, added, f"{label}: {added:.5g} logits")
+        for name, label, added in zip(prompt.names, prompt.labels, writes.iloc[0][list(prompt.names)], strict=True)
     ]
-    charts.append(
-        drawing.bars(wrote, title=f"What it writes to the letters' logits, at activation {writes['activation'].iloc[0]:.3g}")
-    )
+    whose = "the letters' logits" if letters else "the logits of the answers' first tokens"
+    charts.append(drawing.bars(wrote, title=f"What it writes to {whose}, at activation {writes['activation'].iloc[0]:.3g}"))
     return html.section(f"{neuron}", f'<div class="qrnca-row">{"".join(charts)}</div>')
 
 
@@ -161,7 +177,7 @@ def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
     """The circuit of at least one neuron in a prompt that was run already; ModelError as in `circuit`."""
     run, model, prompt = asked.run, asked.run.model, asked.prompt
     contributions, inputs = contributions_to(run, neurons)
-    heads = _strongest_heads(contributions)
+    heads, options = _strongest_heads(contributions), next_tokens(model, [prompt])[0]
     patterns = [run.reading.patterns[layer][head].float().numpy() for layer, head in heads]
     return Circuit(
         asked.query.id,
@@ -170,10 +186,11 @@ def circuit_of(asked: AskedPrompt, neurons: NeuronSet) -> Circuit:
         tuple(reader_of(model).pieces(run.tokens)),
         inputs,
         contributions,
-        direct_writes(run, neurons, option_tokens(model, prompt)),
+        direct_writes(run, neurons, options),
         attention_shares(run, regions(model, prompt, asked.query.question), max(neurons.by_layer())),
         tuple(heads),
         np.stack(patterns) if patterns else np.zeros((0, len(run.tokens), len(run.tokens)), dtype=np.float32),
+        tuple(zip(options.ids, reader_of(model).pieces(torch.tensor(options.ids)), strict=True)),
     )
 
 

@@ -18,21 +18,29 @@ _LEFT, _BOTTOM, _TOP, _RIGHT = 46, 34, 12, 20
 POSITIVE, NEGATIVE = PALETTE[1], PALETTE[0]
 
 
-def lines(series: Mapping[str, Sequence[float]], x: Sequence[float], *, x_title: str, y_title: str, strong: str = "") -> str:
-    """One line a series over `x`, y from 0 to 1; the series named `strong` is drawn thicker, each has a legend entry."""
+def lines(
+    series: Mapping[str, Sequence[float]],
+    x: Sequence[float],
+    *,
+    x_title: str,
+    y_title: str,
+    strong: str = "",
+    top: float = 1.0,
+) -> str:
+    """One line a series over `x`, y from 0 to `top`; the series named `strong` is drawn thicker, each has a legend entry."""
     width, height = 440, 230
-    across, up = _scale(min(x), max(x), _LEFT, width - _RIGHT), _scale(0, 1, height - _BOTTOM, _TOP)
-    marks = []
+    across, up = _scale(min(x), max(x), _LEFT, width - _RIGHT), _scale(0, top, height - _BOTTOM, _TOP)
+    heights, marks = (0.0, 0.5, 1.0) if top == 1 else (0.0, top), []
     for i, (name, values) in enumerate(series.items()):
         colour, thick = PALETTE[i % len(PALETTE)], 3 if name == strong else 1.5
         points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, values, strict=True))
         marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{thick}"/>')
         marks += [
             f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="4" fill="{colour}" fill-opacity="0.25">'
-            f"<title>{escaped(name)}: {x_title} {a:g}, {y_title} {b:.4f}</title></circle>"
+            f"<title>{escaped(name)}: {escaped(x_title)} {a:g}, {escaped(y_title)} {b:.4g}</title></circle>"
             for a, b in zip(x, values, strict=True)
         ]
-    axes = _axes(width, height, [(across(v), f"{v:g}") for v in _ticks(x)], [(up(v), f"{v:g}") for v in (0, 0.5, 1)])
+    axes = _axes(width, height, [(across(v), f"{v:g}") for v in _ticks(x)], [(up(v), f"{v:.2g}") for v in heights])
     return _svg(width, height, axes + "".join(marks), x_title, y_title) + _legend(series)
 
 

@@ -44,7 +44,7 @@ function mount(root, store) {
       <label>times <input type="range" data-role="factor"> <output data-role="times"></output></label>
     </div>
     <div class="qrnca-letters" data-role="letters"></div>
-    <p class="qrnca-note">P of the letters after the query's prompt 0, which is shown below.</p>
+    <p class="qrnca-note" data-role="note"></p>
     <div class="qrnca-columns">
       <div>
         <details data-part="query" open><summary>Query</summary><div></div></details>
@@ -55,6 +55,7 @@ function mount(root, store) {
   const part = (role) => root.querySelector(`[data-role="${role}"]`);
   const names = `scope-${Math.random().toString(36).slice(2)}`; // two explorers on one page must not share their buttons
   for (const button of root.querySelectorAll('input[name="scope"]')) button.name = names;
+  part("note").textContent = catalog.note;
   part("factor").max = catalog.factors.length - 1;
 
   const selected = () => store.get("selected");
@@ -120,12 +121,21 @@ function mount(root, store) {
     part("factor").value = at;
     part("times").textContent = factor;
     for (const button of root.querySelectorAll(`input[name="${names}"]`)) button.checked = button.value === scope;
-    part("letters").innerHTML = view.letters.map((letter, i) => {
-      const p = view.curves[scope][at][i];
-      const right = letter === view.right ? "qrnca-right" : "";
-      return `<span>P(${letter})${right && " right"}</span><div class="qrnca-bar ${right}"><div style="width:${100 * p}%"></div></div>
-        <output data-letter="${letter}">${p.toFixed(4)}</output>`;
-    }).join("");
+    const full = catalog.relative ? Math.max(...view.curves.all.flat(), ...view.curves.neuron.flat()) : 1;
+    const bars = view.letters.map((option, i) => bar(option, view.curves[scope][at][i], full, option === view.right));
+    part("letters").replaceChildren(...bars.flat());
+  }
+
+  // an option's name, the bar of its P and the number; the name is a text of the user's
+  function bar(option, p, full, isRight) {
+    const [name, place, number] = ["span", "div", "output"].map((tag) => document.createElement(tag));
+    name.textContent = `P(${option})${isRight ? " right" : ""}`;
+    place.className = isRight ? "qrnca-bar qrnca-right" : "qrnca-bar";
+    place.append(document.createElement("div"));
+    place.firstChild.style.width = `${(100 * p) / full}%`;
+    number.dataset.letter = option;
+    number.textContent = catalog.relative ? p.toPrecision(3) : p.toFixed(4);
+    return [name, place, number];
   }
 
   function show() {

@@ -13,6 +13,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
 from qrnca_lens.core.values import listed, whole_number
+from qrnca_lens.data import WORDING, Read
 from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.models import HookedModel
 from qrnca_lens.readout.promoted import promoted_tokens, read_tokens
@@ -42,8 +43,9 @@ class NeuronCard(html.View):
     `reads`: the tokens whose embeddings its input directions answer to most. `activity`: its activation (what W_out
     multiplies) at the last token of every prompt, with the prompt's right letter. `examples`: the prompts with the highest
     and the lowest of these. `scores`: na, ica, naica for every query whose cluster holds it; `rank` where it is a QR
-    neuron. `effects`: the mean P(right letter) over a query's prompts untouched, ablated and doubled at the last token,
-    for the measured queries. `neighbours`: the neurons with the most similar naica over the queries (cosine).
+    neuron. `effects`: the mean P of the right option (`read`: of its letter, or of its text) over a query's prompts
+    untouched, ablated and doubled at the last token, for the measured queries. `neighbours`: the neurons with the most
+    similar naica over the queries (cosine).
     """
 
     neuron: Neuron
@@ -56,6 +58,7 @@ class NeuronCard(html.View):
     scores: pd.DataFrame
     effects: pd.DataFrame
     neighbours: pd.DataFrame
+    read: Read = "letter"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a query: query, group, mean activation, na, ica, naica, rank and, where measured, the effects."""
@@ -76,10 +79,10 @@ class NeuronCard(html.View):
         )
 
     def by_letter(self) -> pd.DataFrame:
-        """letter (the right one of a prompt), prompts, mean activation: a neuron of letters differs here."""
-        return self.activity.groupby("letter", as_index=False).agg(
-            prompts=("query", "size"), activation=("activation", "mean")
-        )
+        """letter (the right one of a prompt), prompts, mean activation: a neuron of letters differs here. No row for open
+        prompts, which have no letters."""
+        rows = self.activity if self.read == "letter" else self.activity.head(0)
+        return rows.groupby("letter", as_index=False).agg(prompts=("query", "size"), activation=("activation", "mean"))
 
     @property
     def queries(self) -> int:
@@ -116,8 +119,7 @@ class NeuronCard(html.View):
                         f"Positive on {positive:.0%} of {len(self.activity)} prompts; the two signs can differ in meaning."
                     ),
                     drawing.histogram(groups, x_title="activation"),
-                    html.note("Its mean over the prompts with each right letter"),
-                    html.table(self.by_letter()),
+                    *self._letters_html(),
                 ),
                 *signs,
                 html.section("Tokens", *self._tokens_html()),
@@ -129,6 +131,10 @@ class NeuronCard(html.View):
     def _role(self) -> str:
         queries = int(self.scores["rank"].notna().sum())
         return f"QR neuron of {queries} {'query' if queries == 1 else 'queries'}"
+
+    def _letters_html(self) -> list[str]:
+        means = self.by_letter()
+        return [html.note("Its mean over the prompts with each right letter"), html.table(means)] if len(means) else []
 
     def _scores_html(self) -> list[str]:
         shown = self.scores.head(SHOWN_SCORES)
@@ -154,8 +160,11 @@ class NeuronCard(html.View):
     def _effects_html(self) -> list[str]:
         if self.effects.empty:
             return [html.note("Nothing was measured; give the queries as effects_on.")]
+        words = WORDING[self.read]
         return [
-            html.note("Mean P(right letter) over a query's prompts, untouched, ablated (x 0) and doubled (x 2)."),
+            html.note(
+                f"Mean {words.right} over a query's prompts, untouched, ablated (x 0) and doubled (x 2). {words.explained}"
+            ),
             html.note(f"Measured on {len(self.effects)} of {self.queries} queries; {len(self.scores)} clusters hold it."),
             html.table(_ranks_shown(self.effects).rename(columns=EFFECT_TITLES)),
         ]
@@ -206,6 +215,7 @@ def neuron(
         scores,
         effects_table(queries, [effect_of(model, chosen, query) for query in queries], scores),
         nearest_neurons(located, chosen),
+        located.asked.read,
     )
 
 

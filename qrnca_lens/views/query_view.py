@@ -1,7 +1,8 @@
-"""One query: its letters' probabilities, its QR neurons, and a dose-response curve for each of them and for all."""
+"""One query: its options' probabilities, its QR neurons, and a dose-response curve for each of them and for all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
 from qrnca_lens.core.values import whole_number
-from qrnca_lens.data import Prompt, Query
+from qrnca_lens.data import WORDING, Prompt, Query
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views import drawing, html
 from qrnca_lens.views.runs import asked_query, model_of
@@ -27,9 +28,11 @@ ALL = "all QR neurons"
 class QueryView(html.View):
     """One query of a run, its neurons and what scaling them does.
 
-    `letters`: P of every letter after each of its prompts, and the right letter. `neurons`: its QR neurons (rank, layer,
-    neuron, na, ica, naica). `dose`: P of every letter after prompt number `prompt` when the activations of `edit` (one
-    neuron, or all of them) are multiplied by `factor` at the last position; factor 1 is the untouched model.
+    `letters`: P of every option (of its letter or, after open prompts, of its text: `Prompt.labels`) after each of its
+    prompts, and the right one. `neurons`: its QR neurons (rank, layer, neuron, na, ica, naica). `dose`: P of every option
+    (columns A to D, in the order of the prompt's options) after prompt number `prompt` when the activations of `edit` (one
+    neuron, or all of them) are multiplied by `factor` at the last position, or wherever a token of an answer is read; factor
+    1 is the untouched model.
     """
 
     query: Query
@@ -41,8 +44,8 @@ class QueryView(html.View):
 
     @property
     def right(self) -> str:
-        """The right letter of the prompt that `dose` is about."""
-        return self.asked.letter
+        """What the right option of the prompt that `dose` is about is called."""
+        return self.asked.labels[self.asked.right]
 
     @property
     def asked(self) -> Prompt:
@@ -50,56 +53,69 @@ class QueryView(html.View):
         return self.query.prompts[self.prompt]
 
     def to_frame(self) -> pd.DataFrame:
-        """The QR neurons, with P(right letter) when each alone is suppressed (x 0) and enhanced (x 2)."""
+        """The QR neurons, with P of the right option when each alone is suppressed (x 0) and enhanced (x 2)."""
         names = [str(neuron) for neuron in NeuronSet.from_frame(self.neurons)]
         found = self._right_by_edit.reindex(names)
         return self.neurons.assign(**{"P x 0": found[0.0].to_numpy(), "P x 2": found[2.0].to_numpy()})
 
     @cached_property
     def _right_by_edit(self) -> pd.DataFrame:
-        """P(right letter), a row an edit and a column a factor."""
-        return self.dose.pivot(index="edit", columns="factor", values=self.right)
+        """P of the right option, a row an edit and a column a factor."""
+        return self.dose.pivot(index="edit", columns="factor", values=self.asked.letter)
 
     def curve(self, edit: str | Neuron = ALL) -> pd.DataFrame:
-        """P of every letter by factor for one edit. KeyError for an edit that was not made."""
+        """P of every option by factor for one edit. KeyError for an edit that was not made."""
         rows = self.dose[self.dose["edit"] == str(edit)]
         if rows.empty:
             raise KeyError(f"no edit {str(edit)!r} here; there are {', '.join(self.dose['edit'].unique())}")
-        return rows.set_index("factor")[list(self.asked.names)]
+        names = dict(zip(self.asked.names, self.asked.labels, strict=True))
+        return rows.set_index("factor")[list(names)].rename(columns=names)
 
     def __repr__(self) -> str:
         return f"QueryView({self.query.id!r}, prompt {self.prompt}, {len(self.neurons)} QR neurons)"
 
     def to_html(self) -> str:
         """The view as an HTML fragment."""
-        asked = self.asked
-        heading = f"{self.query.id} ({self.query.group}), prompt {self.prompt}, right letter {asked.letter}"
+        asked, words = self.asked, WORDING[self.asked.read]
+        heading = f"{self.query.id} ({self.query.group}), prompt {self.prompt}, right {words.option} {self.right}"
         shown = self.to_frame()
         neurons = NeuronSet.from_frame(shown)
         strongest = [str(neuron) for neuron in neurons.neurons[:3]]
         shown = shown.assign(neuron=[html.neuron_button(neuron) for neuron in neurons])
         right = {name: self._right_by_edit.loc[name].tolist() for name in (ALL, *strongest)}
-        scaled = f"P x 0 and P x 2: P({asked.letter}) after prompt {self.prompt} with that neuron alone scaled."
-        every = self.curve()
-        letters = {letter: every[letter].tolist() for letter in asked.names}
+        scaled = f"P x 0 and P x 2: P({self.right}) after prompt {self.prompt} with that neuron alone scaled."
+        options = {str(label): p.tolist() for label, p in self.curve().items()}
         return "".join(
             [
-                html.section(heading, f"<pre>{escaped(asked.text)}</pre>", html.table(self.letters)),
+                html.section(heading, f"<pre>{escaped(asked.text)}</pre>", *self._compared(), html.table(self.letters)),
                 html.section(
                     "Dose and response",
                     html.note(
                         f"The activations are multiplied by the factor at the last token of prompt {self.prompt}, the one "
-                        "above; 1 is the untouched model."
+                        f"above{words.also_at}; 1 is the untouched model."
                     ),
-                    '<div class="qrnca-row"><figure><figcaption>Every letter, all QR neurons scaled</figcaption>',
-                    drawing.lines(letters, FACTORS, x_title="factor", y_title="P(letter)", strong=asked.letter),
-                    f"</figure><figure><figcaption>P({asked.letter}), the right letter</figcaption>",
-                    drawing.lines(right, FACTORS, x_title="factor", y_title=f"P({asked.letter})", strong=ALL),
+                    f'<div class="qrnca-row"><figure><figcaption>Every {words.option}, all QR neurons scaled</figcaption>',
+                    self._lines(options, self.right, f"P({words.option})"),
+                    f"</figure><figure><figcaption>P({escaped(self.right)}), the right {words.option}</figcaption>",
+                    self._lines(right, ALL, f"P({self.right})"),
                     "</figure></div>",
                 ),
                 html.section("Its QR neurons", self._map(), html.note(scaled), html.table(shown, raw=["neuron"])),
             ]
         )
+
+    def _lines(self, curves: Mapping[str, Sequence[float]], strong: str, named: str) -> str:
+        """Curves over `FACTORS`; the P of an answer's token is far below 1, so there the axis ends at the highest one."""
+        top = 1.0 if self.asked.read == "letter" else max(map(max, curves.values()))
+        return drawing.lines(curves, FACTORS, x_title="factor", y_title=named, strong=strong, top=top)
+
+    def _compared(self) -> list[str]:
+        """The options of an open prompt, which does not show them, and what their P is."""
+        if self.asked.read == "letter":
+            return []
+        rows = [(option, "right" * (i == self.asked.right)) for i, option in enumerate(self.asked.options)]
+        compared = html.table(pd.DataFrame(rows, columns=["answers that are compared", ""]))
+        return [compared, html.note(WORDING[self.asked.read].explained)]
 
     def _map(self) -> str:
         rows = self.neurons[["layer", "neuron", "naica", "rank"]].itertuples(index=False, name=None)
@@ -110,7 +126,7 @@ class QueryView(html.View):
 
 
 def show(model: HookedModel | None, located: QRNeurons, query_id: str, *, prompt: int = 0) -> QueryView:
-    """Look at one query of a result: question, P of the letters, QR neurons, dose-response over factors 0 to 4.
+    """Look at one query of a result: question, P of the options, QR neurons, dose-response over factors 0 to 4.
 
     `model`: the one the result was made with; None stands for the shipped model. Raises KeyError for an unknown query
     (with the nearest id), ValueError for a prompt that it does not have, RunError for another model than the run's.
@@ -124,12 +140,13 @@ def show(model: HookedModel | None, located: QRNeurons, query_id: str, *, prompt
 
 
 def look(
-    model: HookedModel, located: QRNeurons, query: Query, p: Float[torch.Tensor, "prompt letter"], prompt: int = 0
+    model: HookedModel, located: QRNeurons, query: Query, p: Float[torch.Tensor, "prompt option"], prompt: int = 0
 ) -> QueryView:
-    """The view of a query whose letters' probabilities are known already."""
-    letters = pd.DataFrame(p.tolist(), columns=[f"P({letter})" for letter in query.prompts[prompt].names])
+    """The view of a query whose options' probabilities are known already."""
+    of_prompts = [zip(asked.labels, row, strict=True) for asked, row in zip(query.prompts, p.tolist(), strict=True)]
+    letters = pd.DataFrame([{f"P({label})": value for label, value in row} for row in of_prompts])
     letters.insert(0, "prompt", range(len(query.prompts)))
-    letters["right"] = [asked.letter for asked in query.prompts]
+    letters["right"] = [asked.labels[asked.right] for asked in query.prompts]
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
     neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
     chosen = located.for_query(query.id)
@@ -138,7 +155,7 @@ def look(
 
 
 def dose_response(model: HookedModel, prompt: Prompt, edits: list[tuple[str, NeuronSet]]) -> pd.DataFrame:
-    """Columns edit, factor and P of every letter after `prompt`, a row for each edit and each of `FACTORS`."""
+    """Columns edit, factor and P of every option (A to D) after `prompt`, a row for each edit and each of `FACTORS`."""
     scaled = [(neurons, factor) for _, neurons in edits for factor in FACTORS]
     p = edited_options(model, [prompt], [scaled])[0][1:]
     names = [(name, factor) for name, _ in edits for factor in FACTORS]

@@ -77,7 +77,7 @@ def _page(session: Session, progress: bool) -> Page:
                 if str(chosen) not in cards:
                     cards[str(chosen)] = session.card(chosen, session.best_queries(chosen, EFFECT_QUERIES))
                 neurons[str(chosen)] = KeptNeuron(session.circuit(query.id, chosen), session.curve(query.id, chosen))
-            curve, names = about.curve().to_numpy().tolist(), list(about.asked.names)
+            curve, names = about.curve().to_numpy().tolist(), list(about.asked.labels)
             kept[query.id] = KeptQuery(shown, names, about.right, curve, neurons)
             bar.advance(task)
     return Page(session.catalog, first(session.catalog), kept, cards)

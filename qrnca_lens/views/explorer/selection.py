@@ -14,13 +14,15 @@ from typing import Any
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.shown import visible
-from qrnca_lens.data import ALL_GROUPS
+from qrnca_lens.data import ALL_GROUPS, WORDING
 from qrnca_lens.localization import group_heatmap
 from qrnca_lens.views import drawing
 from qrnca_lens.views.explorer.state import Catalog, CatalogGroup, CatalogQuery, Selection
 from qrnca_lens.views.query_view import FACTORS
 
 _QUESTION = 90
+_WHERE = "after the query's prompt 0, which is shown below."
+_BARS = " A full bar is the highest P over all factors."
 
 
 def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | None = None) -> Catalog:
@@ -29,7 +31,8 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
     With `top` and `per_group`, the strongest neurons of a query and the first queries of a group that have any; then the
     neurons that are not kept cannot be selected.
     """
-    queries = _queries(located, top, per_group)
+    long = located.asked.read == "answer"
+    queries, words = _queries(located, top, per_group), WORDING[located.asked.read]
     there = {query.group for query in queries}
     groups = [(ALL_GROUPS, queries)] if queries else []
     groups += [(name, [query for query in queries if query.group == name]) for name in located.groups if name in there]
@@ -41,6 +44,8 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
         _places(queries),
         FACTORS,
         top is None and per_group is None,
+        f"P of the {words.option}s {_WHERE} {words.explained}{_BARS * long}".strip(),
+        long,
     )
 
 

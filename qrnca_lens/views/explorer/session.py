@@ -28,7 +28,7 @@ _HEADS = 3  # attention maps of the explorer; `circuit` on its own shows more
 
 
 class Session:
-    """A run, its model, and what every prompt gives: P of the letters, activations of all neurons in the clusters.
+    """A run, its model, and what every prompt gives: P of the options, activations of all neurons in the clusters.
 
     What was asked for last is kept, so that going back costs nothing: `CARDS` cards of neurons, `QUERIES` views of queries,
     for pairs of a neuron and a query `CIRCUITS`, `CURVES` and `EFFECTS`, and for `RUNS` queries the model's one run that the
@@ -43,7 +43,7 @@ class Session:
         prompts = [prompt for query in located.asked for prompt in query.prompts]
         p, self._activity = options_and_activations(self.model, prompts, neurons)
         parts = p.split([len(query.prompts) for query in located.asked])
-        self._letters = {query.id: part for query, part in zip(located.asked, parts, strict=True)}
+        self._options = {query.id: part for query, part in zip(located.asked, parts, strict=True)}
         self.query = lru_cache(QUERIES)(self._query)
         self.circuit = lru_cache(CIRCUITS)(self._circuit)
         self.curve = lru_cache(CURVES)(self._curve)
@@ -89,7 +89,7 @@ class Session:
         if chosen:
             card, feeds = self.card(chosen, [selected.query]), self.circuit(selected.query, chosen)
         curves = Curves(about.curve().to_numpy().tolist(), self.curve(selected.query, chosen))
-        return View(selected.place, text, list(about.asked.names), about.right, card, feeds, curves)
+        return View(selected.place, text, list(about.asked.labels), about.right, card, feeds, curves)
 
     def card(self, chosen: Neuron, effects_on: Sequence[str]) -> str:
         """The HTML of a neuron's card with its effect on these queries."""
@@ -103,7 +103,7 @@ class Session:
 
     def _query(self, query_id: str) -> tuple[QueryView, str]:
         """The view of a query's first prompt and its HTML."""
-        found = look(self.model, self.located, self.located.asked[query_id], self._letters[query_id])
+        found = look(self.model, self.located, self.located.asked[query_id], self._options[query_id])
         return found, found.to_html()
 
     def _card(self, chosen: Neuron) -> NeuronCard:
@@ -126,7 +126,7 @@ class Session:
             return html.note(str(error))
 
     def _curve(self, query_id: str, chosen: Neuron | None) -> Curve:
-        """P of the letters over `FACTORS` with one neuron scaled; with none, the untouched model's all along."""
+        """P of the options over `FACTORS` with one neuron scaled; with none, the untouched model's all along."""
         about, _ = self.query(query_id)
         if chosen is None:
             return [about.curve().loc[1.0].tolist()] * len(FACTORS)

@@ -14,7 +14,7 @@ from qrnca_lens.core.neurons import Neuron
 Scope = Literal["neuron", "all"]
 """What the slider scales: the selected neuron, or all QR neurons of the selected query."""
 Curve: TypeAlias = list[list[float]]
-"""P of every letter for every factor of the slider: [factor][letter]."""
+"""P of every option for every factor of the slider: [factor][option]."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Curves:
-    """The letters' probabilities with all QR neurons of the query scaled, and with the selected neuron alone."""
+    """The options' probabilities with all QR neurons of the query scaled, and with the selected neuron alone."""
 
     all: Curve
     neuron: Curve
@@ -61,7 +61,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class View:
-    """What the place `of` shows: HTML of query, card and circuit, the letters and the right one, the curves."""
+    """What the place `of` shows: HTML of query, card and circuit, the options' labels and the right one, the curves."""
 
     of: Place
     query: str
@@ -101,7 +101,8 @@ class Catalog:
 
     `all`: the name of the first group, which holds all queries. `neurons`: by name ("L3.N17"), the query that a neuron
     brings along in each group that has it (where its naica is highest), the highest of all first. `factors`: of the slider.
-    `open`: whether a neuron that stands in no query can be selected; in a page without Python it cannot.
+    `open`: whether a neuron that stands in no query can be selected; in a page without Python it cannot. `note`: what the
+    probabilities beside the slider are; `relative`: whether their bars are full at the highest P of the view, not at 1.
     """
 
     all: str
@@ -110,6 +111,8 @@ class Catalog:
     neurons: dict[str, tuple[str, ...]]
     factors: tuple[float, ...]
     open: bool
+    note: str = ""
+    relative: bool = False
 
     @cached_property
     def by_id(self) -> dict[str, CatalogQuery]:
@@ -136,7 +139,8 @@ class KeptNeuron:
 
 @dataclass(frozen=True)
 class KeptQuery:
-    """What a page keeps of a query: HTML, the letters and the right one, the curve of all neurons, its neurons by name."""
+    """What a page keeps of a query: HTML, the options' labels and the right one, the curve of all neurons, its neurons by
+    name."""
 
     html: str
     letters: list[str]

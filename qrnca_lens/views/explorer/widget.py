@@ -1,4 +1,4 @@
-"""The Jupyter explorer: groups, queries and neurons, a heatmap to click, a card, a circuit, a slider with live letters."""
+"""The Jupyter explorer: groups, queries and neurons, a heatmap to click, a card, a circuit, a slider with live options."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _module() -> str:
 
 
 class Explorer(anywidget.AnyWidget):
-    """Pick a group, a query and a neuron; see the neuron's card, its circuit and what scaling it does to the letters.
+    """Pick a group, a query and a neuron; see the neuron's card, its circuit and what scaling it does to the options.
 
     Everything stays in step with Python: `selected` is a dictionary with group, query, layer, neuron, scope ("neuron" or
     "all": what the slider scales) and factor. It can be set, in part too: a group brings its strongest query along, a query
     its best neuron, a neuron the query where it counts most (docs/explore.md says it exactly). `letters` are the
-    probabilities shown. Nothing is fetched from the network. Raises RunError if the run was made with another model or other
-    queries.
+    probabilities shown, of the options by their letters or, after open prompts, by their texts (`Prompt.labels`). Nothing is
+    fetched from the network. Raises RunError if the run was made with another model or other queries.
     """
 
     _esm = traitlets.Unicode(_module()).tag(sync=True)
@@ -66,7 +66,7 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def letters(self) -> dict[str, float]:
-        """P of every letter as shown: the selected query's prompt with the selected neurons scaled."""
+        """P of every option as shown: the selected query's prompt with the selected neurons scaled."""
         at = self.catalog["factors"].index(self.selected["factor"])
         return dict(zip(self.view["letters"], self.view["curves"][self.selected["scope"]][at], strict=True))
 

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.shown import LABEL, TITLE, plotly_label, plotly_whole
 from qrnca_lens.core.values import listed
+from qrnca_lens.data import WORDING, Read
 from qrnca_lens.localization import group_heatmap, layer_counts
 
 # grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
@@ -107,23 +108,23 @@ def layers(located: QRNeurons) -> go.Figure:
     return figure
 
 
-_KINDS = {
-    "own": ("own query", PALETTE[5]),
-    "same": ("unrelated query, same letter", PALETTE[2]),
-    "other": ("unrelated query, other letter", PALETTE[4]),
-}
+_COLOURS = {"own": PALETTE[5], "same": PALETTE[2], "other": PALETTE[4]}
 
 
-def changes(by_group: pd.DataFrame) -> go.Figure:
-    """Mean % change of P(right letter) by group after suppressing and boosting, own and unrelated queries (figures 3, 4).
+def changes(by_group: pd.DataFrame, read: Read = "letter") -> go.Figure:
+    """Mean % change of P of the right option by group after suppressing and boosting, own and unrelated queries (figures 3,
+    4).
 
-    `by_group` is what `editing.statistics.group_changes` gives; whiskers are its 95 % intervals.
+    `by_group` is what `editing.statistics.group_changes` gives; whiskers are its 95 % intervals. `read`: what the answers of
+    the queries are read from, `queries.read`.
     """
+    words = WORDING[read]
+    names = {"own": "own query", "same": f"unrelated query, {words.same}", "other": f"unrelated query, {words.other}"}
     factors = list(dict.fromkeys(by_group["factor"]))
     figure = make_subplots(1, len(factors), subplot_titles=[f"QR neurons x {factor:g}" for factor in factors])
     for column, factor in enumerate(factors, 1):
         part = by_group[by_group["factor"] == factor]
-        for kind, (name, colour) in _KINDS.items():
+        for kind, name in names.items():
             middle = part[kind].to_numpy()
             bar = go.Bar(
                 x=list(range(len(part))),
@@ -131,7 +132,7 @@ def changes(by_group: pd.DataFrame) -> go.Figure:
                 name=name,
                 legendgroup=kind,
                 showlegend=column == 1,
-                marker={"color": colour},
+                marker={"color": _COLOURS[kind]},
                 customdata=part["queries"].to_numpy()[:, None],
                 hovertext=[plotly_whole(group) for group in part["group"]],
                 error_y={
@@ -146,7 +147,7 @@ def changes(by_group: pd.DataFrame) -> go.Figure:
             figure.add_trace(bar, row=1, col=column)
         figure.update_xaxes(named_axis(part["group"]), row=1, col=column)
     figure.update_layout(
-        template=TEMPLATE, barmode="group", height=420, title="Change of P(right letter) when the QR neurons are scaled"
+        template=TEMPLATE, barmode="group", height=420, title=f"Change of {words.right} when the QR neurons are scaled"
     )
     figure.update_yaxes(title_text="mean change, %", col=1)
     return figure
