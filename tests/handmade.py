@@ -59,20 +59,16 @@ def effects(
     wrong). Every query is a unit of its own.
     """
     turned, other = turned or [(0, 0)] * len(after), other or [before] * len(after)
+
+    def both(now: float) -> tuple[float, ...]:
+        """P before and after, and their logarithms."""
+        return before, now, *(math.log(p) if p else -math.inf for p in (before, now))
+
     rows = [
-        (
-            *(method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3),
-            *(*_with_logs(before, own), 2, *turns),
-            *(*_with_logs(before, s), 3, *_with_logs(before, o), 3, "[]", "[]"),
-        )
+        (method, factor, f"q{i}", "xy"[i % 2], f"q{i}", 5, 3, *both(own), 2, *turns, *both(s), 3, *both(o), 3, "[]", "[]")
         for i, (own, s, o, turns) in enumerate(zip(after, same, other, turned, strict=True))
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _with_logs(before: float, after: float) -> tuple[float, ...]:
-    """P before and after, and their logarithms, as if all prompts of a query had the same P."""
-    return before, after, *(math.log(p) if p > 0 else -math.inf for p in (before, after))
 
 
 def planted_prompt(number: int, letter: str, mark: str | None = None) -> Prompt:

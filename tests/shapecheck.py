@@ -12,5 +12,7 @@ _CHOICES = {
     Literal["up", "gate", "pre", "post"]: str,
     Literal["last", "all"]: str,
     Literal["plain", "examples", "chat"]: str,
+    Literal["letter", "answer"]: str,
+    Literal["mean", "sum"]: str,
 }
 check = beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(_CHOICES)))

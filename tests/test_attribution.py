@@ -10,7 +10,7 @@ import torch
 from tiny import ENGINE_FAMILIES
 from transformers import AutoModelForCausalLM
 
-from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute, integrated
+from qrnca_lens.attribution import AttributionError, SlowPathWarning, attribute, integrals
 from qrnca_lens.attribution.targets import Choice, Continuation, OneToken, Target
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.rules import quadrature
@@ -179,7 +179,7 @@ def test_a_site_that_does_not_take_is_an_error(model_of: Callable[[str], Any], m
         path = integrate_plainly(task, ask)
         return replace(path, drift=path.drift + 0.5)
 
-    monkeypatch.setattr(integrated, "integrate_plainly", broken)
+    monkeypatch.setattr(integrals, "integrate_plainly", broken)
     with pytest.raises(AttributionError, match="cannot be scaled: putting its own values back changes the logits"):
         attribute(model_of("opt"), TEXT, 40, steps=2, positions="all")  # which takes the plain path
 
@@ -202,7 +202,7 @@ def test_scores_that_are_no_numbers_are_an_error(model_of: Callable[[str], Any],
         scores[1, 3] = float("nan")
         return [replace(path, scores=scores)]
 
-    monkeypatch.setattr(integrated, "integrate_by_rows", broken)
+    monkeypatch.setattr(integrals, "integrate_by_rows", broken)
     with pytest.raises(AttributionError, match=r"layer 1: NaN or infinite scores for the prompt .*Answer:"):
         attribute(model_of("llama"), TEXT, 40, steps=2)
 

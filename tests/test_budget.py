@@ -13,7 +13,7 @@ import torch
 from tiny import GATED, save_tiny
 from transformers import GPT2Config, LlamaConfig
 
-from qrnca_lens.attribution import attribute, integrated
+from qrnca_lens.attribution import attribute, integrals
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.engine import budget
@@ -108,7 +108,7 @@ def test_little_memory_changes_batches_and_no_scores(
         sizes.append((len(asks), kwargs["layers_at_once"]))
         return by_rows(task, asks, **kwargs)
 
-    monkeypatch.setattr(integrated, "integrate_by_rows", watched)
+    monkeypatch.setattr(integrals, "integrate_by_rows", watched)
     one = budget.integral_cost(model, 40, 3, 2)
     for free, seen in ((2 * one.of(2), (2, None)), (0, (1, 1))):
         monkeypatch.setattr(budget, "free_memory", lambda device, free=free: free)
@@ -133,7 +133,7 @@ def test_all_panels_of_a_rule_count(model_of: Callable[[str], Any], monkeypatch:
         sizes.append(len(asks))
         return integrate_by_rows(task, asks, **kwargs)
 
-    monkeypatch.setattr(integrated, "integrate_by_rows", watched)
+    monkeypatch.setattr(integrals, "integrate_by_rows", watched)
     attribute(model, PROMPTS, [5] * 5, rule="auto")
     assert sizes == [2, 2, 1]
 

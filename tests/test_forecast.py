@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from typer.testing import CliRunner
 
 import qrnca_lens as ql
-from qrnca_lens.attribution import attribute, integrated
+from qrnca_lens.attribution import attribute, integrals
 from qrnca_lens.attribution.options import target_of
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig
@@ -68,7 +68,7 @@ def test_an_estimate_is_of_the_batches_that_run(
     for model in (model_of("llama"), TransformerBridge.boot_transformers(str(folder_of("llama")), device="cpu").eval()):
         found = ql.estimate(model, short_queries, config)
         with monkeypatch.context() as patched:
-            patched.setattr(integrated, "integrate_by_rows", watched)
+            patched.setattr(integrals, "integrate_by_rows", watched)
             ql.locate(model, short_queries, config, progress=False)
         assert found.together == max(sizes) == (24 if is_hooked_transformer(model) else 1)
         longest = max(len(to_tokens(model, prompt.text)) for query in short_queries for prompt in query.prompts)

@@ -140,9 +140,9 @@ def test_both_rules_name_queries_and_prompts(model_of: Callable[[str], Any], sho
 def test_a_gap_counts_above_a_tenth_and_above_what_auto_leaves() -> None:
     gaps, changes = [0.0101, -0.0101, 0.0099, 0.02, 0.02], [0.1, -0.1, 0.01, -0.19, 0.21]
     table = gap_table([PromptGaps("q", 3, gaps, changes, 1.0)])
-    assert missed(table)["layer"].tolist() == [3, 0, 1]
-    assert missed(table.assign(probability=0.9))["layer"].tolist() == [3, 0, 1, 2]
-    assert missed(gap_table()).empty
+    assert missed(table, table["probability"])["layer"].tolist() == [3, 0, 1]
+    assert missed(table, 0.9 * table["probability"])["layer"].tolist() == [3, 0, 1, 2]
+    assert missed(gap_table(), gap_table()["probability"]).empty
 
 
 def test_the_change_is_what_the_scores_would_sum_to(model_of: Callable[[str], Any]) -> None:

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import torch
 
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.core.shapes import Tokens
 from qrnca_lens.core.values import number
 from qrnca_lens.engine.agreement import drift_of, tolerance_of
 from qrnca_lens.engine.asks import Ask, Scaled, asked
@@ -73,7 +72,7 @@ def _together(model: HookedModel, jobs: Sequence[_Job], rows: int) -> int:
 class _Job:
     """One prompt with its edits, in the rising order of the layers they begin in."""
 
-    def __init__(self, prompt: str | Tokens, ask: Ask, edits: list[Edit], reading: Reading) -> None:
+    def __init__(self, prompt: str | torch.Tensor, ask: Ask, edits: list[Edit], reading: Reading) -> None:
         self._prompt, self.ask, self.edits, self._reading = prompt, ask, edits, reading
         firsts = [min((neuron.layer for neuron in neurons), default=10**9) for neurons, _ in edits]
         self.order = sorted(range(len(edits)), key=firsts.__getitem__)
