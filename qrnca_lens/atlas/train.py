@@ -31,7 +31,7 @@ from qrnca_lens.atlas.tokenizer import build_tokenizer
 from qrnca_lens.core.store import write_text
 from qrnca_lens.core.writing import whole_file
 from qrnca_lens.data import load_questions
-from qrnca_lens.data.readers.files import SHIPPED
+from qrnca_lens.data.readers.files import ATLAS_SETS
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
-        questions = [q for name in SHIPPED for q in load_questions(name)]
+        questions = [q for name in ATLAS_SETS for q in load_questions(name)]
         self.tokenizer = build_tokenizer(questions, recipe.vocab)
         self.batches = Batches(questions, self.tokenizer, recipe)
         self.model = new_model(recipe, len(self.tokenizer))

@@ -68,7 +68,7 @@ def free_form(
 
 @queries_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="atlas/domains, atlas/languages, or a .jsonl, .csv or .json file")],
+    source: Annotated[str, typer.Argument(help="atlas/domains, atlas/languages, facts/relations, or a .jsonl, .csv or .json file")],
     query_id: Annotated[str | None, typer.Option("--id", help="the query to print; default: the first")] = None,
     seed: Seed = 0,
     distractors: Draw = None,

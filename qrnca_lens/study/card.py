@@ -15,7 +15,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.qr_neurons import Failure, failed_table
 from qrnca_lens.core.values import WrongKindError, whole_number
 from qrnca_lens.data import QuerySet, load_queries
-from qrnca_lens.data.readers.files import SHIPPED
+from qrnca_lens.data.readers.files import ATLAS_SETS
 from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.engine.hooks import with_hooks
 from qrnca_lens.methods.controls import random_sets
@@ -75,8 +75,8 @@ def measure_card(
     per_group = None if per_group is None else whole_number("per_group", per_group, at_least=1)
     effects_per_group = whole_number("effects_per_group", effects_per_group, at_least=1)
     recall = _chosen_layers(model, recall_layers)
-    fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
-    held = {name: load_queries(name, seed=FRESH_SEED, held_out=True) for name in SHIPPED}
+    fresh = {name: load_queries(name, seed=FRESH_SEED) for name in ATLAS_SETS}
+    held = {name: load_queries(name, seed=FRESH_SEED, held_out=True) for name in ATLAS_SETS}
     if per_group is not None:
         fresh = {name: queries.sample(per_group) for name, queries in fresh.items()}
         held = {name: queries.sample(per_group) for name, queries in held.items()}
@@ -84,7 +84,7 @@ def measure_card(
         f.query: f for sets in (fresh, held) for queries in sets.values() for f in check_prompts(model, queries).failed
     }
     fresh, held = _left(fresh, misfits), _left(held, misfits)
-    accuracy = pd.concat([_accuracy(model, fresh[name], held[name]) for name in SHIPPED], ignore_index=True)
+    accuracy = pd.concat([_accuracy(model, fresh[name], held[name]) for name in ATLAS_SETS], ignore_index=True)
     everything = QuerySet(tuple(query for queries in fresh.values() for query in queries), "atlas")
     located, tables = {}, []
     for name, queries in fresh.items():
@@ -98,7 +98,7 @@ def measure_card(
 
 def to_locate(per_group: int | None = None, effects_per_group: int = 25) -> dict[str, QuerySet]:
     """The questions that `measure_card` locates, where the model can take them all."""
-    fresh = {name: load_queries(name, seed=FRESH_SEED) for name in SHIPPED}
+    fresh = {name: load_queries(name, seed=FRESH_SEED) for name in ATLAS_SETS}
     chosen = {name: queries if per_group is None else queries.sample(per_group) for name, queries in fresh.items()}
     return {name: queries.sample(effects_per_group, seed=1) for name, queries in chosen.items()}
 

@@ -23,7 +23,9 @@ from qrnca_lens.data.texts import check_names, check_text, check_texts
 
 _HERE = Path(__file__).resolve()
 _DATASET_FOLDERS = (_HERE.parents[2] / "_datasets", _HERE.parents[3] / "datasets")
-SHIPPED = ("atlas/domains", "atlas/languages")
+ATLAS_SETS = ("atlas/domains", "atlas/languages")
+"""What the shipped model was trained on."""
+SHIPPED = (*ATLAS_SETS, "facts/relations")
 _REQUIRED = ("id", "group", "question", "answer")
 _QUESTION_FIELDS = (*_REQUIRED, "distractors", "language", "relation", "also_right", "fact")
 _PROMPT_FIELDS = ("text", "letter", "template", "options", "read", "rendering")
@@ -35,7 +37,7 @@ _QUERY_FIELDS = ("id", "group", "prompts", "question", "answer", "language", "re
 def load_queries(
     source: str | os.PathLike[str], *, seed: int = 0, held_out: bool = False, distractors: Distractors | None = None
 ) -> QuerySet:
-    """Queries from a shipped name ("atlas/domains", "atlas/languages") or a .jsonl, .csv or .json file.
+    """Queries from a shipped name ("atlas/domains", "atlas/languages", "facts/relations") or a .jsonl, .csv or .json file.
 
     Free-form questions are turned into multi-choice ones with `seed`; rendered queries are taken as they stand.
     `held_out` renders the held-out template only. `distractors`: "any" or "same form" (`to_multi_choice`); if not given,
