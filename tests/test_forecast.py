@@ -76,7 +76,7 @@ def test_an_estimate_is_of_the_batches_that_run(
         sizes.clear()
     right = {prompt.text: target_of(model, prompt).ids[0] for query in short_queries for prompt in query.prompts}
     assert targets
-    assert all(right[text] == letter for text, letter in targets)
+    assert all(right[text] == target.ids[0] for text, target in targets)
 
 
 def test_what_cannot_be_run_is_not_counted(model_of: Callable[[str], Any], short_queries: QuerySet) -> None:

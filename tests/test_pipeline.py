@@ -110,7 +110,7 @@ def test_an_unforeseen_error_of_single_queries_is_their_failure(
     assert found.failed[["query", "prompt"]].to_numpy().tolist() == [[key, 1] for key in bad]
     assert all(("" if error is ModelError else f"{error.__name__}: layer 1") in reason for reason in found.failed["reason"])
     others = short_queries.keep(q.id for q in short_queries if q.id not in bad)
-    assert found.table.equals(locate(model, others, CONFIG, progress=False).table, rtol=1e-4)
+    pd.testing.assert_frame_equal(found.table, locate(model, others, CONFIG, progress=False).table, rtol=1e-4)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
