@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -67,6 +68,8 @@ def figures_of(located: QRNeurons, clusters: NeuronClusters) -> dict[str, go.Fig
     effects = pd.DataFrame(rows, columns=["query", "group"]).assign(factor=0.0, prompts=3, p_before=0.5, p_after=0.2)
     effects = effects.assign(unit=effects["query"], same_prompts=3, p_same_before=0.5, p_same_after=0.4)
     effects = effects.assign(other_prompts=3, p_other_before=0.5, p_other_after=0.4)
+    p = [name for name in effects if name.startswith("p_")]
+    effects = effects.assign(**{f"log_{name}": np.log(effects[name]) for name in p})
     return {
         "heatmap": plots.heatmap(located),
         "layers": plots.layers(located),

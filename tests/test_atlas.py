@@ -23,7 +23,7 @@ from qrnca_lens.attribution.options import answers
 from qrnca_lens.data import TEMPLATES, load_queries, load_questions
 from qrnca_lens.models import ModelError, to_tokens
 from qrnca_lens.models.hooked import HookedTransformer
-from qrnca_lens.models.loading import ATLAS_FOLDER
+from qrnca_lens.models.places import ATLAS_FOLDER
 from qrnca_lens.study.card import FRESH_SEED, at_last, at_others, measure_card, zeroed
 
 TINY = Recipe(d_model=32, d_mlp=48, n_layers=4, batch=4, steps_a=6, steps_b=4, warm_up=2, checkpoint_every=2, vocab=700)

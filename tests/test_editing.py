@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qrnca_lens.attribution.letters import edited_letters, letter_probabilities
-from qrnca_lens.attribution.options import answers
+from qrnca_lens.attribution.letters import letter_probabilities
+from qrnca_lens.attribution.options import answers, edited_options
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing import effects, enhance, scale, suppress
@@ -213,11 +213,11 @@ def test_every_prompt_runs_once(
 ) -> None:
     asked: list[str] = []
 
-    def watched(model: Any, texts: list[str], edits: Any, **others: Any) -> Any:
-        asked.extend(texts)
-        return edited_letters(model, texts, edits, **others)
+    def watched(model: Any, prompts: list[Prompt], edits: Any, **others: Any) -> Any:
+        asked.extend(prompt.text for prompt in prompts)
+        return edited_options(model, prompts, edits, **others)
 
-    monkeypatch.setattr(effects, "edited_letters", watched)
+    monkeypatch.setattr(effects, "edited_options", watched)
     methods = {name: {query.id: CHOSEN for query in short_queries} for name in ("one", "two")}
     assert len(edit_effects(model_of("llama"), short_queries, methods)) == 48
     assert sorted(asked) == sorted(prompt.text for query in short_queries for prompt in query.prompts)

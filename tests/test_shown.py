@@ -23,8 +23,10 @@ from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.shown import escaped, plotly_label, plotly_whole, table, visible, visible_lines
 from qrnca_lens.localization import overlap_rates
 from qrnca_lens.methods import Ranking
+from qrnca_lens.runs.checking import check
 from qrnca_lens.runs.forecast import Estimate
 from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.study.transfer.result import Transfer
 from qrnca_lens.views import circuit, neuron, show
 from qrnca_lens.views.components import library
 from qrnca_lens.views.plots import figures as plots
@@ -99,8 +101,10 @@ def test_every_result_takes_texts_for_texts(
         show(model, original, query),
         neuron(model, chosen.layer, chosen.index, located=located),
         circuit(model, located, query, chosen),
+        replace(check(model, located.asked), model=HOSTILE),
     ]
-    assert {type(result) for result in made} == set(results_that_show_themselves()) - {Estimate, Ranking}  # hold no texts
+    others = {Estimate, Ranking, Transfer}  # the first two hold no texts; tests/test_transfer_path.py shows the third
+    assert {type(result) for result in made} == set(results_that_show_themselves()) - others
     for result in made:
         page = result._repr_html_().replace(library(), "")
         check_html(page)

@@ -105,8 +105,9 @@ def test_a_folder_belongs_to_what_its_record_names(tmp_path: Path) -> None:
     write_record({"config": {"site": None}}, record)
     claim = claim_in(record, "run")
     assert claim == {"format": 2, "config": {"site": None}}
-    assert claimed_config(claim, record, "up") == {"site": None}
-    assert claimed_config({**claim, "format": 1}, record, "up") == {"site": "up"}
+    assert claimed_config(claim, record, "up") == {"site": None, "read": "letter"}
+    assert claimed_config({**claim, "config": {"read": "answer"}}, record, "up") == {"read": "answer"}
+    assert claimed_config({**claim, "format": 1}, record, "up") == {"site": "up", "read": "letter"}
     refuse_another(record.parent, "run", [])
     with pytest.raises(RunError, match=r"run holds another run; choose another folder. What differs:\n  a: 1.*\n  b: 2"):
         refuse_another(record.parent, "run", differences({"a": 1, "b": 2}, {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hostile import HOSTILE, check_html
 from tiny import save_tiny
 from transformers import LlamaConfig
 from two_ways import (
@@ -236,6 +238,13 @@ def test_the_command(tiny: Any, asked: QuerySet, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "What came out" in done.output and (tmp_path / "out" / "report.html").is_file()
     few = CliRunner().invoke(app, ["transfer", *given, "--out", str(tmp_path / "few"), "--per-group", "1"])
     assert few.exit_code == 1 and "2 questions in 2 groups" in " ".join(few.output.split())
+
+
+def test_a_hostile_name_is_shown_as_a_text(done: Transfer) -> None:
+    named = replace(done.letter, model=replace(done.letter.model, name=HOSTILE))
+    page = replace(done, letter=named)._repr_html_()
+    check_html(page)
+    assert "marquee" in html.unescape(page)
 
 
 def test_verdicts_by_hand(done: Transfer) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder, a GGUF file, a PEFT adapter or a hub name")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
-Queries = Annotated[str, typer.Option(help="atlas/domains, atlas/languages, facts/relations, or a .jsonl, .csv or .json file")]
+SETS = "atlas/domains, atlas/languages, facts/relations, or a .jsonl, .csv or .json file"
+Queries = Annotated[str, typer.Option(help=SETS)]
 PerGroup = Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")]
 Draw = Annotated[
     str | None,

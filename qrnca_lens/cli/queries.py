@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from qrnca_lens.cli.errors import plain_errors
-from qrnca_lens.cli.options import Chat, Draw, Reads, Seed, Shots, put
+from qrnca_lens.cli.options import SETS, Chat, Draw, Reads, Seed, Shots, put
 from qrnca_lens.core.terminal import say, say_table
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def free_form(
 
 @queries_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="atlas/domains, atlas/languages, facts/relations, or a .jsonl, .csv or .json file")],
+    source: Annotated[str, typer.Argument(help=SETS)],
     query_id: Annotated[str | None, typer.Option("--id", help="the query to print; default: the first")] = None,
     seed: Seed = 0,
     distractors: Draw = None,

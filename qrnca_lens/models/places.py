@@ -16,7 +16,7 @@ from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.gguf_files import check_gguf, is_gguf
 from qrnca_lens.models.sources import FAILURES, Source, failures, reason_of
 
-_ATLAS_FOLDER = Path(__file__).parents[1] / "atlas" / "weights"
+ATLAS_FOLDER = Path(__file__).parents[1] / "atlas" / "weights"
 _HUB_SECONDS = 5.0
 _ADAPTER_FILES = ("adapter_*", "*token*", "*.jinja", "vocab.*", "merges.txt")
 
@@ -25,7 +25,7 @@ def find_source(name_or_folder: str | os.PathLike[str]) -> Source:
     """The folder, file or hub name to load from. ModelError where there is none, at once."""
     text = os.fspath(name_or_folder)
     if text == "atlas":
-        return Source(str(_ATLAS_FOLDER), "atlas")
+        return Source(str(ATLAS_FOLDER), "atlas")
     path = Path(text).expanduser()
     if path.is_dir():
         return _in_folder(path)
