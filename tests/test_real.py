@@ -11,7 +11,9 @@ from real_model import REAL_MODEL, SHA256
 from transformers import AutoModelForCausalLM
 
 import qrnca_lens as ql
+from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.rules import quadrature
+from qrnca_lens.data import QuerySet
 from qrnca_lens.engine.asks import asked, probability_of
 from qrnca_lens.engine.integral import PathTask, integrate_by_rows
 from qrnca_lens.engine.plain import integrate_plainly
@@ -62,3 +64,58 @@ def test_the_engine_attributes_as_the_plain_path_does(real: Any) -> None:
     assert fast.untouched == pytest.approx(plain.untouched, rel=1e-4)
     found = ql.attribute(real, PROMPTS[0], " Paris", steps=2, site="up")
     assert torch.allclose(found.scores, fast.scores, atol=1e-5 * float(plain.scores.abs().max()))
+
+
+def six_facts() -> QuerySet:
+    """Two facts of each relation, which the model answers openly."""
+    asked = ("capital-france", "capital-japan", "symbol-oxygen", "symbol-carbon", "language-italy", "language-russia")
+    return ql.load_queries("facts/relations").keep(asked)
+
+
+@pytest.fixture(scope="module")
+def facts(real: Any) -> QRNeurons:
+    """The neurons of six facts, read from whole answers."""
+    return ql.locate(real, six_facts(), read="answer", progress=False)
+
+
+def test_it_answers_openly_and_not_by_letter(real: Any) -> None:
+    letters, answers = ql.check(real, six_facts()), ql.check(real, six_facts().as_open())
+    assert (
+        "not told from chance" in repr(letters) and letters.options.loc[letters.options["chosen"].idxmax(), "option"] == "A"
+    )
+    assert answers.verdict == "above chance" and len(answers.answered) >= 5
+
+
+def test_an_answer_is_attributed_token_by_token(real: Any) -> None:
+    prompt = "Question: Who wrote Romeo and Juliet?\nAnswer:"
+    found = ql.attribute(real, prompt, answer="William Shakespeare", rule="auto")
+    assert [token.text for token in found.tokens] == [" William", " Shakespeare"]
+    tokens = reader_of(real).tokens(f"{prompt} William Shakespeare")
+    logs = real(tokens[None])[0].log_softmax(-1)
+    for k, token in enumerate(found.tokens):
+        assert token.log_probability == pytest.approx(logs[len(tokens) - 3 + k, token.id].item(), abs=1e-3)
+        assert token.completeness_gap.abs().max() <= 0.01
+    assert torch.allclose(found.scores.sum(1) - found.completeness_gap, found.change, atol=1e-4)
+
+
+def test_suppressing_a_fact_s_neurons_lowers_its_answer_and_not_another(real: Any, facts: QRNeurons) -> None:
+    evidence = ql.Evidence(real, facts.asked, facts)
+    sets = {key: ql.find_neurons(key, evidence) for key in ("qrnca", "random-layers")}
+    effects = ql.edit_effects(real, facts.asked, sets, factors=[0.0])
+    changed = {key: ql.probability_change_ratio(effects[effects["method"] == key]) for key in sets}
+    own, random = changed["qrnca"].own, changed["random-layers"].own
+    assert own.mean < -25 and own.ci[1] < random.ci[0]
+    elsewhere = changed["qrnca"].other_letter  # of a fact of another relation
+    assert abs(elsewhere.mean) < abs(own.mean) / 2
+
+
+def test_the_explorer_and_a_card_at_its_size(real: Any, facts: QRNeurons, tmp_path: Path) -> None:
+    query = facts.asked.queries[0]
+    explorer = ql.Explorer(real, facts.asked, facts)
+    explorer.selected = {"query": query.id}
+    assert set(explorer.letters) == set(query.prompts[0].labels)
+    page = ql.write_explorer(real, facts, tmp_path / "page.html", top=1, per_group=1, progress=False)
+    assert 100_000 < page.stat().st_size < 20_000_000
+    chosen = next(iter(facts.for_query(query.id)))
+    card = ql.neuron(real, chosen.layer, chosen.index, located=facts)
+    assert query.id in card.to_html()
