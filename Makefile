@@ -61,7 +61,8 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-notebooks: .venv/ready
+# the last one is about the real model
+notebooks: real-model
 	QRNCA_PER_GROUP=4 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --nbmake --nbmake-timeout=900 notebooks
 
 bench: .venv/ready
@@ -73,7 +74,7 @@ card: .venv/ready
 	$(BIN)/qrnca card atlas --out docs/atlas_card.md
 
 # the card, and the notebooks executed with their outputs
-docs: card
+docs: card real-model
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:
