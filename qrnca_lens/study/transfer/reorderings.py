@@ -51,9 +51,11 @@ def reordered(model: HookedModel, query: Query, prompt: Prompt) -> Reordered | N
         return None
     if prompt.text.count(_part(prompt, query, template, prompt.shown)) != 1:
         return None
-    form, four = option_tokens(model, prompt), range(len(LETTERS))
+    form, names = option_tokens(model, prompt), prompt.names
     try:
-        orders = [_asked(model, _anew(prompt, query, template, _rotated(prompt, to)), LETTERS, to, form) for to in four]
+        orders = [
+            _asked(model, _anew(prompt, query, template, _rotated(prompt, to)), names, to, form) for to in range(len(names))
+        ]
     except ModelError:
         return None
     first, second, third, fourth = orders
@@ -79,7 +81,7 @@ def _anew(prompt: Prompt, query: Query, template: Template, options: tuple[str, 
 
 def _rotated(prompt: Prompt, to: int) -> tuple[str, ...]:
     """The options in the order in which the right one is number `to`."""
-    shift = (prompt.right - to) % len(LETTERS)
+    shift = (prompt.right - to) % len(prompt.names)
     return prompt.shown[shift:] + prompt.shown[:shift]
 
 
@@ -100,7 +102,8 @@ def _renamed(model: HookedModel, query: Query, prompt: Prompt, template: Templat
 
 def renamed_template(template: Template, symbols: tuple[str, ...]) -> Template:
     """The template with other symbols before its options."""
-    text = _LABEL.sub(lambda found: symbols[LETTERS.index(found[1])], template.text)
+    named: dict[str, str] = dict(zip(LETTERS, symbols, strict=True))
+    text = _LABEL.sub(lambda found: named[found[1]], template.text)
     return Template(template.key, text)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from qrnca_lens.core.intervals import Interval, clustered_interval, paired_difference, quantile_interval, resampled_means
-from qrnca_lens.data import ALL_GROUPS, LETTERS, Read
+from qrnca_lens.data import ALL_GROUPS, Read
 from qrnca_lens.localization.significance import LEVEL, holm
 from qrnca_lens.runs.answering import Check
 from qrnca_lens.study.transfer.effects import COMPARISONS
@@ -100,6 +100,7 @@ def _answer_lines(tables: Tables) -> list[_Line]:
         )
         lines.append(_share_line(f"The model answers the questions by {read} better than chance", share, float(level)))
     rows = tables.split[tables.split["neurons"] == FOUND_TOGETHER]
+    chance = float(tables.checks["letter"].groups["chance"].iloc[-1])
     for column, orders, words in (("right_reordered", 3, "in other orders"), ("right_symbols", 1, "under other symbols")):
         known = rows[rows[column].notna()]
         if len(known):
@@ -107,7 +108,7 @@ def _answer_lines(tables: Tables) -> list[_Line]:
             asked = (orders * known.groupby("unit").size()).to_numpy(dtype=int)
             share = _Share(int(right.sum()), int(asked.sum()), *clustered_interval(right, asked))
             statement = f"It chooses the right option {words} better than chance, of the questions measured"
-            lines.append(_share_line(statement, share, 1 / len(LETTERS)))
+            lines.append(_share_line(statement, share, chance))
     return lines
 
 
