@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -129,33 +130,46 @@ def test_probabilities_are_geometric_means(family: str, model_of: Callable[[str]
     assert isinstance(aim, Answer) and aim.ids == answer_of(model, PROMPT, "three").ids
 
 
+def by_hand(model: Any, text: str, factor: float) -> float:
+    """P of an answer, every token read at the end of a text of its own with some neurons scaled there."""
+    ids, logs = answer_of(model, PROMPT, text).ids, []
+    for place, token in enumerate(ids):
+        whole = torch.cat([to_tokens(model, PROMPT), torch.tensor(ids[:place], dtype=torch.long)])
+        with ql.scale(model, SOME, factor):
+            logs.append(model(whole[None])[0, -1].float().log_softmax(-1)[token].item())
+    return math.exp(sum(logs) / len(logs))
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt2"])
-def test_an_edit_scales_every_position_that_is_read(family: str, model_of: Callable[[str], Any]) -> None:
-    """Against hooks on the whole text, which scale by position; a block of `suppress` reads token by token."""
+def test_an_edit_scales_what_is_attributed(family: str, model_of: Callable[[str], Any]) -> None:
+    """Each token's own last position, by rows, in a block and by hand alike."""
     model, prompt = model_of(family), Prompt(PROMPT, "B", options=OPTIONS, read="answer")
     (found,) = edited_answers(model, [prompt], [[(SOME, 0.0), (SOME, 2.0), (NeuronSet(), 0.0)]])
     assert found.shape == (4, 4) and torch.allclose(found[3], found[0], rtol=1e-5)
-    for k, text in enumerate(OPTIONS):
-        ids = answer_of(model, PROMPT, text).ids
-        length = len(to_tokens(model, PROMPT))
-        for row, factor in ((1, 0.0), (2, 2.0)):
-            with ql.scale(model, SOME, factor, positions=[(length - 1, length - 1 + len(ids))]):
-                logs = log_p(model, PROMPT, ids)
-            assert found[row, k].item() == pytest.approx(math.exp(sum(logs) / len(logs)), rel=1e-4)
+    for row, factor in ((1, 0.0), (2, 2.0)):
+        wanted = torch.tensor([by_hand(model, text, factor) for text in OPTIONS])
+        assert torch.allclose(found[row], wanted, rtol=1e-4)
+        with ql.scale(model, SOME, factor):
+            assert torch.allclose(option_probabilities(model, [prompt])[0], wanted, rtol=1e-4)
+    assert not torch.allclose(found[1], found[0], rtol=1e-3)
     assert torch.allclose(edited_options(model, [prompt], [[(SOME, 0.0)]])[0][1], found[1], rtol=1e-5)
 
 
-def test_under_a_block_every_token_is_read_at_the_end_of_its_own_text(model_of: Callable[[str], Any]) -> None:
-    model, prompt = model_of("llama"), Prompt(PROMPT, "C", options=OPTIONS, read="answer")
-    with ql.suppress(model, SOME):
-        (found,) = option_probabilities(model, [prompt])
-        for k, text in enumerate(OPTIONS):
-            ids, logs = answer_of(model, PROMPT, text).ids, []
-            for place, token in enumerate(ids):
-                whole = torch.cat([to_tokens(model, PROMPT), torch.tensor(ids[:place], dtype=torch.long)])
-                logs.append(model(whole[None])[0, -1].float().log_softmax(-1)[token].item())
-            assert found[k].item() == pytest.approx(math.exp(sum(logs) / len(logs)), rel=1e-4)
-    assert not torch.allclose(found, option_probabilities(model, [prompt])[0], rtol=1e-3)
+def test_a_prompt_given_as_tokens_is_not_read_again(model_of: Callable[[str], Any]) -> None:
+    model = model_of("llama")
+    tokens = to_tokens(model, PROMPT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = attribute(model, tokens, answer="three", steps=2)
+    assert torch.equal(found.scores, attribute(model, PROMPT, answer="three", steps=2).scores)
+    with pytest.raises(ModelError, match="the model's context holds 128"):
+        attribute(model, torch.full((128,), 40), answer="four and a half")
+
+
+def test_an_answer_of_a_special_token_is_refused(model_of: Callable[[str], Any]) -> None:
+    model = model_of("llama")
+    with pytest.raises(ModelError, match="holds the special token"):
+        attribute(model, PROMPT, answer=f"three{model.tokenizer.bos_token}")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +215,8 @@ def test_bad_answers_are_refused_before_anything_runs(
     for given, words in (
         ({}, "give a target or an answer"),
         ({"targets": 40, "answer": "three"}, "give a target or an answer"),
-        ({"targets": 40, "against": "three"}, "against is another answer"),
+        ({"targets": 40, "against": "three"}, "against and reduce are about answers"),
+        ({"targets": 40, "reduce": "sum"}, "against and reduce are about answers"),
         ({"answer": ["three", "one"]}, "one prompt has one answer"),
         ({"answer": "three", "reduce": "max"}, "reduce must be one of mean, sum"),
     ):

@@ -117,7 +117,7 @@ def test_the_whole_path(tiny: Any, asked: QuerySet, done: Transfer) -> None:
 
 
 def test_effects_are_those_of_suppressing_and_reading(tiny: Any, done: Transfer) -> None:
-    """Against blocks of `editing.suppress`; answers token by token from whole texts, scaled wherever a token is read."""
+    """Against blocks of `editing.suppress`; answers token by token, each at the end of a text of its own."""
     sets, query = four_sets(done.letter, done.answer), done.letter.asked.queries[0]
     for name in ("letter", "random (answer)"):
         neurons = sets[name][query.id]
@@ -128,10 +128,10 @@ def test_effects_are_those_of_suppressing_and_reading(tiny: Any, done: Transfer)
         logs = []
         for prompt in done.answer.asked[query.id].prompts:
             start, answer = to_tokens(tiny, prompt.text), reader_of(tiny).answer(prompt.text, prompt.marked)
-            ids = torch.cat([start, start.new_tensor(answer[:-1])])
-            with torch.no_grad(), suppress(tiny, neurons, positions=[(len(start) - 1, len(ids))]):
-                read = tiny(ids[None])[0].log_softmax(-1)[len(start) - 1 :]
-            logs.append(read[range(len(answer)), list(answer)].mean().item())
+            with torch.no_grad(), suppress(tiny, neurons):
+                texts = [torch.cat([start, start.new_tensor(answer[:k])]) for k in range(len(answer))]
+                read = [tiny(text[None])[0, -1].log_softmax(-1) for text in texts]
+            logs.append(np.mean([row[token].item() for row, token in zip(read, answer, strict=True)]))
         assert of_set.loc["answer", "log_p_after"] == pytest.approx(np.mean(logs), rel=1e-3)
 
 
@@ -195,7 +195,9 @@ def test_a_folder_of_something_else_is_refused(tiny: Any, asked: QuerySet, done:
         transfer(tiny, asked, tmp_path / "mine", config=CONFIG, progress=False)
 
 
-def test_what_cannot_be_compared_is_refused(tiny: Any, asked: QuerySet, short_queries: QuerySet, atlas: Any) -> None:
+def test_what_cannot_be_compared_is_refused(
+    tiny: Any, asked: QuerySet, short_queries: QuerySet, atlas: Any, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="its prompts are open"):
         transfer(tiny, asked.as_open(), progress=False)
     with pytest.raises(DataError, match="field 'question' is empty"):
@@ -207,7 +209,8 @@ def test_what_cannot_be_compared_is_refused(tiny: Any, asked: QuerySet, short_qu
     with pytest.raises(ValueError, match="3 questions in 2 groups are answered both"):
         transfer(tiny, QuerySet(asked.queries[:3]), progress=False)
     with pytest.raises((ModelError, ValueError), match="letter"):
-        transfer(atlas, load_queries("atlas/domains").sample(1), progress=False)
+        transfer(atlas, load_queries("atlas/domains").sample(1), tmp_path / "refused", progress=False)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_at_most_so_many_of_a_group(tiny: Any, asked: QuerySet) -> None:

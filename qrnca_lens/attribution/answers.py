@@ -16,21 +16,17 @@ from qrnca_lens.attribution.integrals import Settings, TextOrTokens, integrate
 from qrnca_lens.attribution.result import AnswerToken, Attribution
 from qrnca_lens.attribution.targets import Answer, Reduce
 from qrnca_lens.data import Prompt
-from qrnca_lens.engine.asks import Objective, Positions, Scaled, log_probability_of
+from qrnca_lens.engine.asks import Objective, Positions, log_probability_of
 from qrnca_lens.engine.edits import Edit, Reading, read_edited
-from qrnca_lens.engine.hooks import is_edited
 from qrnca_lens.engine.refinement import PathIntegral
 from qrnca_lens.models import HookedModel, reader_of, text_of, to_tokens
-
-Pair = tuple[TextOrTokens, Answer]
-"""A prompt and an answer to it."""
 
 
 def answer_of(model: HookedModel, prompt: TextOrTokens, text: str, reduce: Reduce = "mean") -> Answer:
     """A text as the answer to a prompt; ModelError as `Reader.answer`, TypeError for what is no text."""
     if not isinstance(text, str):
         raise TypeError(f"an answer is a text, not {type(text).__name__}")
-    return Answer(reader_of(model).answer(text_of(model, prompt), text), text, reduce)
+    return Answer(reader_of(model).answer(prompt, text), text, reduce)
 
 
 def option_answers(model: HookedModel, prompt: Prompt) -> list[Answer]:
@@ -41,13 +37,11 @@ def option_answers(model: HookedModel, prompt: Prompt) -> list[Answer]:
 def answer_probabilities(model: HookedModel, prompts: Sequence[Prompt]) -> Float[torch.Tensor, "prompt option"]:
     """P of each option's text after each open prompt, the geometric mean over its tokens.
 
-    Under hooks of others, such as a block of `editing`, every token is read at the end of a text of its own, where such
-    hooks expect the last position; else all tokens of an answer are read in one pass.
+    Every token is read at the end of a text of its own, so that hooks of others on the last position, such as a block of
+    `editing`, meet each of them.
     """
-    asked = [option_answers(model, prompt) for prompt in prompts]
-    pairs: list[Pair] = [(p.text, answer) for p, answers in zip(prompts, asked, strict=True) for answer in answers]
-    logs = _one_by_one(model, pairs) if is_edited(model) else _untouched(model, pairs)
-    return torch.tensor(logs, dtype=torch.float32).reshape(len(prompts), -1).exp()
+    found = edited_answers(model, prompts, [[]] * len(prompts))
+    return torch.stack([rows[0] for rows in found]) if found else torch.empty(0, 0)
 
 
 def edited_answers(
@@ -55,39 +49,22 @@ def edited_answers(
 ) -> list[Float[torch.Tensor, "row option"]]:
     """P of each option's text after each open prompt: row 0 untouched, then a row for each of the prompt's edits.
 
-    With positions "last" neurons are scaled wherever a token of the answer is read: at the prompt's last position and at all
-    of the answer but the last. Others count in the prompt with all tokens of the answer but the last.
+    Neurons are scaled as they are attributed: for each token by itself, at the last position of the prompt and the answer
+    before it ("last"); other positions count in that text. The texts of one answer share what they have in common.
     """
     asked = [option_answers(model, prompt) for prompt in prompts]
-    pairs: list[Pair] = [(p.text, answer) for p, answers in zip(prompts, asked, strict=True) for answer in answers]
-    of_pairs = [of_prompt for of_prompt, answers in zip(edits, asked, strict=True) for _ in answers]
-    found = iter(_read(model, pairs, of_pairs, positions))
-    return [torch.stack([next(found) for _ in answers], -1).exp() for answers in asked]
-
-
-def _read(
-    model: HookedModel, pairs: Sequence[Pair], edits: Sequence[Sequence[Edit]], positions: Positions = "last"
-) -> list[Float[torch.Tensor, " row"]]:
-    """The mean log P over the tokens of each answer: row 0 untouched, then a row for each edit."""
-    texts = [before_token(model, prompt, answer, answer.reads - 1) for prompt, answer in pairs]
-    reads, readings = [answer.reads for _, answer in pairs], [_kept(answer.objective) for _, answer in pairs]
-    scaled: Scaled = "read" if positions == "last" else positions
-    return read_edited(model, texts, edits, readings, positions=scaled, reads=reads)
-
-
-def _untouched(model: HookedModel, pairs: Sequence[Pair]) -> list[float]:
-    return [row.item() for row in _read(model, pairs, [[]] * len(pairs))]
-
-
-def _one_by_one(model: HookedModel, pairs: Sequence[Pair]) -> list[float]:
-    """The mean log P over the tokens of each answer, every token at the end of a text of its own."""
-    places = [(i, place) for i, (_, answer) in enumerate(pairs) for place in range(answer.reads)]
-    texts = [before_token(model, *pairs[i], place) for i, place in places]
-    readings = [_kept(log_probability_of(pairs[i][1].ids[place])) for i, place in places]
-    sums = [0.0] * len(pairs)
-    for (i, _), found in zip(places, read_edited(model, texts, [[]] * len(texts), readings), strict=True):
-        sums[i] += found.item()
-    return [total / answer.reads for total, (_, answer) in zip(sums, pairs, strict=True)]
+    places = [(i, answer, place) for i, answers in enumerate(asked) for answer in answers for place in range(answer.reads)]
+    found = iter(
+        read_edited(
+            model,
+            [before_token(model, prompts[i].text, answer, place) for i, answer, place in places],
+            [edits[i] for i, *_ in places],
+            [_kept(log_probability_of(answer.ids[place])) for _, answer, place in places],
+            positions=positions,
+        )
+    )
+    means = [[torch.stack([next(found) for _ in answer.ids]).mean(0) for answer in answers] for answers in asked]
+    return [torch.stack(of_prompt, -1).exp() for of_prompt in means]
 
 
 def _kept(objective: Objective) -> Reading:

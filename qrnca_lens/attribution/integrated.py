@@ -133,8 +133,8 @@ def _aims(
         raise ValueError("give a target or an answer: a token or a value of attribution.targets, or answer='a text'")
     aims: list[Target] = []
     if targets is not None:
-        if against is not None:
-            raise ValueError("against is another answer; it needs an answer that it is held against")
+        if against is not None or reduce != "mean":
+            raise ValueError("against and reduce are about answers; give answer='a text' in the place of a target")
         for target in _each("target", len(prompts), targets, one=one):
             aims.append(target if isinstance(target, Target) else target_of(model, target))
     if answer is not None:
@@ -173,7 +173,7 @@ def _each(what: str, prompts: int, given: _Given | Sequence[_Given], *, one: boo
         if one:
             raise ValueError(f"one prompt has one {what}; for several, give a list of prompts with a {what} each")
         if prompts != len(given):
-            raise ValueError(f"{prompts} prompts and {len(given)} {what}s; give each prompt a {what} of its own")
+            raise ValueError(f"{prompts} prompts and {len(given)} {what}s; give one {what} for each prompt")
         return list(given)
     if not one:
         raise ValueError(f"{prompts} prompts and one {what}; give a list of {what}s, one for each prompt")

@@ -88,7 +88,7 @@ def edited_options(
 ) -> list[Float[torch.Tensor, "row option"]]:
     """P of each option after each prompt: row 0 untouched, then a row for each of the prompt's edits at `positions`.
 
-    In open prompts "last" is every position at which a token of an answer is read (`answers.edited_answers`).
+    In open prompts "last" is each answer token's own last position (`answers.edited_answers`).
     """
     if _read_of(prompts) == "answer":
         return edited_answers(model, prompts, edits, positions=positions)

@@ -132,7 +132,7 @@ def without_cue(text: str, where: str) -> str:
         return text
     if not question.strip():
         raise DataError(
-            f"{where}: the text has a single line, so the question cannot be told from the line that asks for the letter; "
+            f"{where}: the text has a single line, so the question cannot be told from the line that asks for the answer; "
             "end the prompt in such a line"
         )
     return question

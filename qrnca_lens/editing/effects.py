@@ -94,7 +94,7 @@ def edit_effects(
     partner: same_prompts and other_prompts tell how many, NaN stands for none, same_partners and other_partners name them.
 
     On open prompts P is that of the right answer's text, the geometric mean over its tokens, so that log_p_… is the mean of
-    log P over them; "last" is every position at which one is read, and the answer is the likeliest of the four texts. There
+    log P over them; "last" is the own last position of each, and the answer is the likeliest of the four texts. There
     p_same_… is of another query of the same group, on which an effect on the group shows, and p_other_… of one of another.
     All methods and factors meet the same partners. An empty set changes nothing. Every prompt runs once for all edits that
     concern it. Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.

@@ -16,8 +16,6 @@ Objective = Callable[[torch.Tensor], torch.Tensor]
 
 Positions = Literal["last", "all"] | int | Sequence[tuple[int, int]]
 """What is scaled: the last position, all of them, one, or spans (start, stop) counted as Python's slices are."""
-Scaled = Positions | Literal["read"]
-"""The same, or every position at which logits are read."""
 
 _REMEDY = "give 'last', 'all', a position or spans (start, stop)"
 
@@ -47,17 +45,15 @@ class Ask:
 
 
 def asked(
-    tokens: Tokens, objective: Objective, positions: Scaled = "last", reads: int = 1, size: float | None = None
+    tokens: Tokens, objective: Objective, positions: Positions = "last", reads: int = 1, size: float | None = None
 ) -> Ask:
     """An `Ask` of these positions; "last" is the last position of the prompt, the first one from which logits are read."""
     return Ask(tokens, objective, _where(positions, len(tokens), reads), reads, size)
 
 
-def _where(positions: Scaled, length: int, reads: int) -> tuple[int, ...]:
+def _where(positions: Positions, length: int, reads: int) -> tuple[int, ...]:
     if positions == "last":
         return (length - reads,)
-    if positions == "read":
-        return tuple(range(length - reads, length))
     if positions == "all":
         return tuple(range(length))
     return chosen_positions(positions, length)

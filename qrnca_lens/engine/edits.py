@@ -10,7 +10,7 @@ import torch
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number
 from qrnca_lens.engine.agreement import drift_of, tolerance_of
-from qrnca_lens.engine.asks import Ask, Scaled, asked
+from qrnca_lens.engine.asks import Ask, Positions, asked
 from qrnca_lens.engine.batches import in_batches
 from qrnca_lens.engine.budget import together_read
 from qrnca_lens.engine.fallback import by_rows, warn_slow
@@ -23,7 +23,7 @@ from qrnca_lens.models import HookedModel, exclusive, mlp_width, site_hook, text
 Edit: TypeAlias = tuple[NeuronSet, float]
 """Neurons, and the factor that their activations are multiplied by."""
 Reading = Callable[[torch.Tensor], torch.Tensor]
-"""What is kept of the logits [row, read, token] at the last positions of a prompt that are read: [row, ...]."""
+"""What is kept of the logits [row, 1, token] at the last position of a prompt, as targets take them: [row, ...]."""
 _ROWS = 512
 _NUMBERS = 2**26  # held at once in one tensor of whole prompts
 
@@ -35,14 +35,12 @@ def read_edited(
     edits: Sequence[Sequence[Edit]],
     readings: Sequence[Reading],
     *,
-    positions: Scaled = "last",
-    reads: Sequence[int] | None = None,
+    positions: Positions = "last",
 ) -> list[torch.Tensor]:
     """For each prompt (a text or its tokens) what its reading makes of the untouched logits (row 0) and of those with each
     of its edits.
 
-    `positions` are scaled ("last": the first one that is read), and `reads` last positions of each prompt are read (None:
-    one).
+    `positions` are scaled.
     ModelError for logits or weights that are NaN or infinite, ValueError for a neuron outside the model or a factor that is
     none. Prompts that the rows cannot stand for run whole for every edit, with a SlowPathWarning.
     """
@@ -51,10 +49,9 @@ def read_edited(
         number("factor", factor)
     if prompts:
         check_weights(model, text_of(model, prompts[0]))
-    counts = reads or [1] * len(prompts)
     jobs = [
-        _Job(prompt, asked(to_tokens(model, prompt), _no_objective, positions, count), list(of_prompt), reading)
-        for prompt, count, of_prompt, reading in zip(prompts, counts, edits, readings, strict=True)
+        _Job(prompt, asked(to_tokens(model, prompt), _no_objective, positions), list(of_prompt), reading)
+        for prompt, of_prompt, reading in zip(prompts, edits, readings, strict=True)
     ]
     most = max((len(job.edits) for job in jobs), default=0)
     found: list[torch.Tensor] = []
@@ -80,7 +77,7 @@ class _Job:
         self.firsts = [firsts[i] for i in self.order]
 
     def read(self, model: HookedModel, logits: torch.Tensor) -> torch.Tensor:
-        """The reading of logits [row, read, token]."""
+        """The reading of logits [row, 1, token]."""
         check_logits(model, text_of(model, self._prompt), self.ask.tokens, logits)
         return self._reading(logits)
 
@@ -161,14 +158,14 @@ def _scaling(entries: Sequence[tuple[int, list[int], float]], chosen: torch.Tens
 
 def _whole(model: HookedModel, job: _Job) -> torch.Tensor:
     """The readings of one job, its whole prompt run for every row."""
-    tokens, reads, edits = job.ask.tokens, job.ask.reads, [(NeuronSet(), 1.0), *job.edits]
+    tokens, edits = job.ask.tokens, [(NeuronSet(), 1.0), *job.edits]
     chosen = torch.zeros(1, len(tokens), dtype=torch.bool, device=tokens.device)
     chosen[0, list(job.ask.scaled)] = True
-    found, size = [], max(1, min(_ROWS, _NUMBERS // max(len(tokens) * mlp_width(model), reads * model.cfg.d_vocab)))
+    found, size = [], max(1, min(_ROWS, _NUMBERS // max(len(tokens) * mlp_width(model), model.cfg.d_vocab)))
     for start in range(0, len(edits), size):
         part = edits[start : start + size]
         batch = tokens.expand(len(part), -1)
         with with_hooks(model, _scaling_rows(model, enumerate(part), chosen)):
-            logits, _ = last_logits(model, batch, torch.ones_like(batch), reads=reads)
+            logits, _ = last_logits(model, batch, torch.ones_like(batch))
         found.append(job.read(model, logits))
     return torch.cat(found)

@@ -134,7 +134,7 @@ class Reader:
             )
         return forms
 
-    def answer(self, prompt: str, text: str) -> tuple[int, ...]:
+    def answer(self, prompt: str | Tokens, text: str) -> tuple[int, ...]:
         """The tokens of an answer that follows a prompt, as they are written there.
 
         A space goes before the answer where a writer puts one (`data.texts.space_before`). Where writing it there changes
@@ -142,11 +142,14 @@ class Reader:
         the tokenizer has no tokens for, and one that does not fit the model's context together with the prompt.
         """
         model = self._fresh()
+        length = len(self.tokens(prompt))
+        if not isinstance(prompt, str):
+            prompt = str(model.tokenizer.decode(self.tokens(prompt), skip_special_tokens=True))
         if not text.strip():
             raise ModelError(f"the answer to {_short(prompt)} is empty; give a text")
         check_whole(text, "answer")
         ids = self._answer(prompt, space_before(prompt, text) + text)
-        length = len(self.tokens(prompt)) + len(ids) - 1
+        length += len(ids) - 1
         if length > model.cfg.n_ctx:
             raise ModelError(
                 f"the prompt and all tokens of the answer but the last are {length} tokens, the model's context holds "

@@ -86,6 +86,12 @@ def tokens_after(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> 
             f"the tokenizer cannot write the answer {text.strip()!r}: "
             + ("it makes no token of it" if not added else f"a part of it is its unknown token {tokenizer.unk_token!r}")
         )
+    special = [token for token in added if token in tokenizer.all_special_ids]
+    if special:
+        raise ModelError(
+            f"the answer {text.strip()!r} holds the special token {tokenizer.convert_ids_to_tokens(special[0])!r}; give "
+            "plain text"
+        )
     return added
 
 

@@ -51,6 +51,7 @@ from qrnca_lens.runs.folder import RunFolder, RunIdentity
 _SAYS_LETTERS = 0.5  # a model after whose open prompts letters hold more may be unable to say anything else
 _LEAST = 1e-45  # P of an answer that is rounded to 0, for its logarithm
 _TELLING = 3  # so many queries that meet unforeseen errors, before any goes well, tell that none will
+_FIRST_READ = 8  # queries that tell whether a model writes answers at all
 _READ_TOGETHER = 64  # queries whose letters are read in one go
 _OF_EVERYTHING = (BusyModelError, *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []))
 _LOG = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class FailedQueriesWarning(UserWarning):
 
 
 class GapWarning(UserWarning):
-    """Scores that do not add up to the change of P(right letter), by more than 5 % of P or a tenth of that change.
+    """Scores that do not add up to the change of P(right letter), by more than 5 % of P or a tenth of that change; where
+    texts are read, to that of log P, by more than 0.05 nats a token or a tenth.
 
     `QRNeurons.rough`, `rough_prompts` and `missed_layers` say where.
     """
@@ -90,8 +92,8 @@ def locate(
     with the query in a note (from Python 3.11 on). The config of the result names the
     site that was scaled, also where `config` leaves it to the model.
 
-    A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter), of prompts at which a layer's gap
-    is above a tenth of what the layer changes (`QRNeurons.missed_layers`), and how to remedy it.
+    A GapWarning tells of queries whose completeness gap is above 5 % of P(right letter) (0.05 nats of log P), of prompts at
+    which a layer's gap is above a tenth of what the layer changes (`QRNeurons.missed_layers`), and how to remedy it.
 
     A ChanceWarning tells, before anything is computed, of a model whose answers are not told from chance (`ql.check`).
 
@@ -204,8 +206,9 @@ def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
             targets[query.id] = [*found]
     counts = Counter(target.reads for of_query in targets.values() for target in of_query)
     decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
-    readings = _read_open(model, queries.keep(targets))
-    _check_writes(model, readings)
+    usable = queries.keep(targets)
+    _check_writes(model, _read_open(model, QuerySet(usable.queries[:_FIRST_READ])))
+    readings = _read_open(model, usable)
     return CheckedPrompts(targets, decided, list(failures.by_query.values()), readings)
 
 

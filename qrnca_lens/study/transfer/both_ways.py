@@ -36,7 +36,9 @@ def both_kinds(queries: QuerySet, texts: QuerySet | None) -> tuple[QuerySet, Que
         return queries, queries.as_open()
     if texts.read != "answer":
         raise DataError(f"{texts.name}: its prompts ask for a letter; give open prompts of the same questions (as_open)")
-    theirs, ours = ({(q.id, q.group, q.unit, q.answer) for q in one} for one in (texts, queries))
+    theirs, ours = (
+        {(q.id, q.group, q.unit, q.answer, tuple(sorted(q.prompts[0].shown))) for q in one} for one in (texts, queries)
+    )
     if theirs != ours:
         query = min(theirs ^ ours)[0]
         raise DataError(

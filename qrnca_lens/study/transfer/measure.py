@@ -37,6 +37,7 @@ from qrnca_lens.study.transfer.report import write_transfer
 from qrnca_lens.study.transfer.result import Transfer
 from qrnca_lens.study.transfer.split import SPLIT_COLUMNS, split_rows
 
+_MANIFEST = "manifest.json"
 _KEPT_EVERY = 5  # questions whose split is kept together
 
 
@@ -86,10 +87,10 @@ def transfer(
         "most": most,
     }
     if folder:
-        _claim(folder, about)
+        _check_claim(folder, about)
     with progress_bar(progress) as bar:
         task = bar.add_task("transfer", total=5)
-        steps = _Steps(folder, lambda text: bar.update(task, advance=1, description=f"transfer: {text}"))
+        steps = _Steps(folder, about, lambda text: bar.update(task, advance=1, description=f"transfer: {text}"))
         measured = _measure(model, (letters, texts), config, steps, seed, most)
     found = replace(measured, about={**about, "versions": measured.letter.about.get("versions", {})}, folder=folder)
     if folder:
@@ -102,7 +103,14 @@ class _Steps:
     """The kept steps: tables in a folder, or nowhere."""
 
     folder: Path | None
+    about: dict[str, Any]
     done: Callable[[str], None]
+
+    def claim(self) -> None:
+        """Make the folder this measurement's."""
+        if self.folder and not (self.folder / _MANIFEST).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_record(self.about, self.folder / _MANIFEST)
 
     def table(self, name: str, columns: Collection[str], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The kept table, else a new one, which is then kept."""
@@ -149,6 +157,8 @@ def _measure(
     both = letters.keep(answered.loc[answered["answered"] == "both", "query"])
     both = both.sample(most, seed) if most and len(both) else both
     check_enough(answered, [query.id for query in both])
+    steps.claim()
+    prompts, failed = steps.keep("prompts", prompts), steps.keep("failed", failed)
     letter = steps.located(model, both, config, "letter")
     ids = {query.id for query in letter.asked}
     answer = steps.located(model, texts.keep(ids), replace(config, read="answer"), "answer")
@@ -164,8 +174,7 @@ def _prompts(model: HookedModel, letters: QuerySet, texts: QuerySet, steps: _Ste
     prompts, failed = steps.kept("prompts", PROMPT_COLUMNS), steps.kept("failed", FAILED_COLUMNS)
     if prompts is None or failed is None:
         prompts, failures = prompts_answered(model, letters, texts)
-        failed = steps.keep("failed", failed_table(failures))
-        prompts = steps.keep("prompts", prompts)
+        failed = failed_table(failures)
     steps.done("answers read")
     return prompts, failed
 
@@ -187,12 +196,8 @@ def _split(model: HookedModel, letter: QRNeurons, answer: QRNeurons, steps: _Ste
     return split[SPLIT_COLUMNS]
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Make the folder this measurement's, or refuse it."""
-    path = folder / "manifest.json"
-    claim = claim_in(path, "measurement")
-    if claim is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(about, path)
-    else:
+def _check_claim(folder: Path, about: dict[str, Any]) -> None:
+    """Refuse a folder of another measurement, or with other files."""
+    claim = claim_in(folder / _MANIFEST, "measurement")
+    if claim is not None:
         refuse_another(folder, "measurement", differences(about, {key: claim[key] for key in claim if key != "format"}))
