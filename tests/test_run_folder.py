@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_where_it_was(
     resumed = locate(model_of("llama"), replace(short_queries, name="short"), CONFIG, out=out, progress=False)
     # another process may use another number of threads, which changes the last digit of a sum
     anew = locate(model_of("llama"), short_queries, CONFIG, progress=False)
-    pd.testing.assert_frame_equal(resumed.table, anew.table, rtol=1e-4)  # other queries run together
+    pd.testing.assert_frame_equal(resumed.table, anew.table, rtol=3e-5)  # other queries run together
 
 
 def test_a_run_goes_on_with_fewer_or_more_queries(

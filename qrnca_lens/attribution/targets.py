@@ -132,12 +132,10 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """Several tokens after a prompt, in tables called `text`.
+class _Text:
+    """Several tokens after a prompt, in tables called `text`. ValueError for no token.
 
-    The text that is run is the prompt and all of `ids` but the last: its last `reads` positions predict `ids`. It is right
-    where each token is the likeliest after those before it, so that a model that always takes the likeliest says it.
-    ValueError for no token.
+    The text that is run is the prompt and all of `ids` but the last: its last `reads` positions predict `ids`.
     """
 
     ids: tuple[int, ...]
@@ -145,54 +143,45 @@ class Continuation:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise ValueError(f"the continuation {self.text!r} has no tokens; give at least one")
+            raise ValueError(f"the {type(self).__name__.lower()} {self.text!r} has no tokens; give at least one")
 
     @property
     def name(self) -> str:
-        """The continuation's text."""
+        """The text."""
         return self.text
 
     @property
     def reads(self) -> int:
         """As many positions as there are tokens."""
         return len(self.ids)
+
+    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
+        """Whether each token is the likeliest at its position, after those before it, so that a model that always takes the
+        likeliest says the text. ValueError for logits of another number of positions."""
+        best = _checked(self, logits).argmax(-1)
+        return (best == torch.tensor(self.ids, device=best.device)).all(-1)
+
+
+@dataclass(frozen=True)
+class Continuation(_Text):
+    """Several tokens whose probability together is attributed, at the prompt's last position."""
 
     def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
         """P(continuation | prompt): the product of each token's P after those before it."""
         return _probabilities(self, logits)[..., range(self.reads), list(self.ids)].prod(-1)
 
-    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
-        """Whether each token is the likeliest at its position."""
-        return _says_all(self, logits)
-
 
 @dataclass(frozen=True)
-class Answer:
-    """A text after a prompt, in its tokens, each of which counts: log P, the `reduce` ("mean" or "sum") over them, in nats.
+class Answer(_Text):
+    """A text in its tokens, each of which counts and is attributed on its own (`attribute`): log P, the `reduce` ("mean" or
+    "sum") over them, in nats. ValueError for another `reduce`."""
 
-    It is read and is right as a `Continuation` is; attributed is each token on its own (`attribute`). ValueError for no
-    token and for another `reduce`.
-    """
-
-    ids: tuple[int, ...]
-    text: str
     reduce: Reduce = "mean"
 
     def __post_init__(self) -> None:
-        if not self.ids:
-            raise ValueError(f"the answer {self.text!r} has no tokens; give at least one")
+        super().__post_init__()
         if self.reduce not in get_args(Reduce):
             raise ValueError(f"reduce must be one of {', '.join(get_args(Reduce))}, not {self.reduce!r}")
-
-    @property
-    def name(self) -> str:
-        """The answer's text."""
-        return self.text
-
-    @property
-    def reads(self) -> int:
-        """As many positions as there are tokens."""
-        return len(self.ids)
 
     @property
     def weight(self) -> float:
@@ -206,10 +195,6 @@ class Answer:
     def objective(self, logits: Logits) -> Float[torch.Tensor, "*row"]:
         """The mean of log P over the tokens, or the sum: the logarithm of the answer's probability."""
         return self.weight * self.log_probabilities(logits).sum(-1)
-
-    def verdict(self, logits: Logits) -> Bool[torch.Tensor, "*row"]:
-        """Whether each token is the likeliest at its position."""
-        return _says_all(self, logits)
 
 
 def token_probabilities(logits: Float[torch.Tensor, "*row token"]) -> Float[torch.Tensor, "*row token"]:
@@ -243,12 +228,7 @@ def _probabilities(target: Target, logits: Logits) -> Float[torch.Tensor, "*row 
     return token_probabilities(_checked(target, logits))
 
 
-def _says_all(target: Target, logits: Logits) -> Bool[torch.Tensor, "*row"]:
-    best = _checked(target, logits).argmax(-1)
-    return (best == torch.tensor(target.ids, device=best.device)).all(-1)
-
-
-def _checked(target: Target, logits: Logits) -> Logits:
+def _checked(target: Target | _Text, logits: Logits) -> Logits:
     if logits.shape[-2] != target.reads:
         raise ValueError(f"{target.name!r} is read at {target.reads} positions; these logits are of {logits.shape[-2]}")
     return logits

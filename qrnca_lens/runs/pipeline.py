@@ -206,13 +206,14 @@ def _check_open(model: HookedModel, queries: QuerySet) -> CheckedPrompts:
             targets[query.id] = [*found]
     counts = Counter(target.reads for of_query in targets.values() for target in of_query)
     decided = [{"tokens": tokens, "prompts": prompts} for tokens, prompts in sorted(counts.items())]
-    usable = queries.keep(targets)
-    _check_writes(model, _read_open(model, QuerySet(usable.queries[:_FIRST_READ])))
-    readings = _read_open(model, usable)
+    usable = queries.keep(targets).queries
+    readings = _read_open(model, usable[:_FIRST_READ])
+    _check_writes(model, readings)
+    readings += _read_open(model, usable[_FIRST_READ:])
     return CheckedPrompts(targets, decided, list(failures.by_query.values()), readings)
 
 
-def _read_open(model: HookedModel, queries: QuerySet) -> list[Reading]:
+def _read_open(model: HookedModel, queries: Sequence[Query]) -> list[Reading]:
     """P of every option's text after each open prompt."""
     p = answer_probabilities(model, [prompt for query in queries for prompt in query.prompts])
     parts = p.split([len(query.prompts) for query in queries])
