@@ -6,7 +6,7 @@ TL4_TESTS := $(patsubst %,tests/test_%.py,models loading tokens reader targets e
 	attribution editing collateral readout explore circuit budget refinement last_logits forecast gguf adapters)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: setup demo test test-tl4 test-browser real-model test-real check format notebooks bench card docs clean
+.PHONY: setup demo test test-tl4 test-browser real-model test-real test-crash check format notebooks bench card docs clean
 
 setup: .venv/ready
 
@@ -49,6 +49,10 @@ real-model: .venv/ready
 # what is shown on a real language model
 test-real: real-model
 	$(BIN)/pytest -q -m real
+
+# runs that are killed, meet others in their folder or fill a disk
+test-crash: .venv/ready
+	$(BIN)/pytest -q -m crash
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

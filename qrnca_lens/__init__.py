@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qrnca_lens.attribution.options import answers, option_probabilities
     from qrnca_lens.clustering import QRNCAConfig, QRNeurons, cluster_neurons
     from qrnca_lens.core.neurons import Neuron, NeuronSet
-    from qrnca_lens.core.store import RunError
+    from qrnca_lens.core.store import DamagedRunError, DamageWarning, RunError
     from qrnca_lens.data import DataError, QuerySet, load_queries
     from qrnca_lens.editing import enhance, scale, suppress
     from qrnca_lens.editing.effects import edit_effects
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from qrnca_lens.runs.checking import check
     from qrnca_lens.runs.forecast import Estimate, estimate
     from qrnca_lens.runs.pipeline import locate
+    from qrnca_lens.runs.ray_executor import RayExecutor
+    from qrnca_lens.runs.status import status_of
     from qrnca_lens.study import reproduce, subject
     from qrnca_lens.study.prediction import predict_from_neurons
     from qrnca_lens.study.transfer.measure import transfer
@@ -49,6 +51,8 @@ _PUBLIC = {
     "BusyModelError": "qrnca_lens.models",
     "ChanceWarning": "qrnca_lens.runs.answering",
     "Check": "qrnca_lens.runs.answering",
+    "DamageWarning": "qrnca_lens.core.store",
+    "DamagedRunError": "qrnca_lens.core.store",
     "DataError": "qrnca_lens.data",
     "Estimate": "qrnca_lens.runs.forecast",
     "Evidence": "qrnca_lens.methods.registry",
@@ -59,6 +63,7 @@ _PUBLIC = {
     "QRNCAConfig": "qrnca_lens.clustering",
     "QRNeurons": "qrnca_lens.clustering",
     "QuerySet": "qrnca_lens.data",
+    "RayExecutor": "qrnca_lens.runs.ray_executor",
     "RunError": "qrnca_lens.core.store",
     "Transfer": "qrnca_lens.study.transfer.result",
     "activations": "qrnca_lens.readout.activity",
@@ -83,6 +88,7 @@ _PUBLIC = {
     "rank_neurons": "qrnca_lens.methods.registry",
     "reproduce": "qrnca_lens.study",
     "scale": "qrnca_lens.editing",
+    "status_of": "qrnca_lens.runs.status",
     "subject": "qrnca_lens.study",
     "suppress": "qrnca_lens.editing",
     "transfer": "qrnca_lens.study.transfer.measure",
@@ -102,6 +108,8 @@ __all__ = [
     "BusyModelError",
     "ChanceWarning",
     "Check",
+    "DamageWarning",
+    "DamagedRunError",
     "DataError",
     "Estimate",
     "Evidence",
@@ -112,6 +120,7 @@ __all__ = [
     "QRNCAConfig",
     "QRNeurons",
     "QuerySet",
+    "RayExecutor",
     "RunError",
     "Transfer",
     "activations",
@@ -136,6 +145,7 @@ __all__ = [
     "rank_neurons",
     "reproduce",
     "scale",
+    "status_of",
     "subject",
     "suppress",
     "transfer",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +12,7 @@ import pytest
 from qrnca_lens.attribution import AttributionError
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query
-from qrnca_lens.runs import pipeline
+from qrnca_lens.runs import work
 
 CONFIG = QRNCAConfig(steps=3)
 LONG = Query("long", "g0", (Prompt("Answer:", "A"), Prompt("word " * 200, "A")))
@@ -21,7 +23,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, *texts: str, error: type[BaseExcept
 
     Returns the prompts it is asked for, one by one or in a batch that does not fail.
     """
-    real, asked = pipeline.attribute, []
+    real, asked = work.attribute, []
 
     def attribute(model: Any, prompts: str | list[str], *args: Any, **kwargs: Any) -> Any:
         together = [prompts] if isinstance(prompts, str) else prompts
@@ -32,8 +34,22 @@ def failing(monkeypatch: pytest.MonkeyPatch, *texts: str, error: type[BaseExcept
             raise error(f"layer 1: NaN or infinite scores for the prompt {bad[0]!r}")
         return real(model, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "attribute", attribute)
+    monkeypatch.setattr(work, "attribute", attribute)
     return asked
+
+
+def as_older(folder: Path) -> None:
+    """Make a folder one of format 2: no checksums, and three files in the place of each part."""
+    for path in folder.glob("*.json"):
+        record = json.loads(path.read_text())
+        if "format" in record:
+            plain = {name: value for name, value in record.items() if name not in ("sha256", "files", "weights")}
+            path.write_text(json.dumps({**plain, "format": 2}))
+    for part in folder.glob("parts/*/"):
+        for table in part.glob("*.parquet"):
+            table.rename(folder / "parts" / f"{table.stem}-{part.name}.parquet")
+        (part / "part.json").unlink()
+        part.rmdir()
 
 
 def same(one: QRNeurons, other: QRNeurons) -> None:

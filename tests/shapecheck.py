@@ -14,5 +14,6 @@ _CHOICES = {
     Literal["plain", "examples", "chat"]: str,
     Literal["letter", "answer"]: str,
     Literal["mean", "sum"]: str,
+    Literal["local", "ray"]: str,
 }
 check = beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(_CHOICES)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import as_older
 from tiny import ENGINE_FAMILIES
 
 import qrnca_lens as ql
@@ -323,6 +324,7 @@ def test_gaps_of_answers_are_measured_in_nats(model_of: Callable[[str], Any]) ->
 
 def test_runs_of_a_time_before_answers_are_read(located_of: Callable[[str], QRNeurons], tmp_path: Path) -> None:
     located_of("llama").save(tmp_path / "old")
+    as_older(tmp_path / "old")
     for name in ("header.json", "asked.json"):
         record = json.loads((tmp_path / "old" / name).read_text())
         for prompt in [prompt for query in record.get("queries", ()) for prompt in query["prompts"]]:

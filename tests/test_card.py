@@ -10,7 +10,7 @@ import pytest
 import torch
 from handmade import effects, made, planted_queries
 
-from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.tables import Failure, failed_table
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.study import card
 from qrnca_lens.study.card import Card, at_last, at_others, measure_card

@@ -262,7 +262,7 @@ def test_a_run_folder_refuses_the_same_queries_as_chats(tmp_path: Path) -> None:
     config, folder, examples = QRNCAConfig(steps=1), tmp_path / "run", SET.with_examples(1)
     located = ql.locate(model, SET, config, out=folder, progress=False)
     for other in (SET.as_chat(model), examples, examples.as_chat(model)):
-        with pytest.raises(ql.RunError, match="query 'q0': other prompts, letters or group here than in the folder"):
+        with pytest.raises(ql.RunError, match="query 'q0': other prompts, letters, group, question, answer or fact here"):
             ql.locate(model, other, config, out=folder, progress=False)
     assert located.about["made"] == ["by hand"]
     chats = ql.locate(model, SET.as_chat(model), config, out=tmp_path / "chats", progress=False)

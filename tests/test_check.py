@@ -21,7 +21,7 @@ from qrnca_lens.attribution import letters
 from qrnca_lens.attribution.options import answers
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig
-from qrnca_lens.clustering.qr_neurons import Failure
+from qrnca_lens.clustering.tables import Failure
 from qrnca_lens.core.intervals import clustered_interval
 from qrnca_lens.data import LETTERS, Prompt, Query, QuerySet, save_queries
 from qrnca_lens.models import load_model

@@ -82,7 +82,8 @@ def test_locate(standing: Callable[..., None], calls: Calls, tmp_path: Path) -> 
     queried, loaded, located = calls
     assert queried == ("load_queries", ("mine",), {"seed": 0, "distractors": None})
     assert loaded == ("load_model", ("atlas",), {"device": None})
-    assert located == ("locate", ("the model", QUERIES, paper), {"out": tmp_path / "run"})
+    here = {"engine": "local", "fail_fast": False}
+    assert located == ("locate", ("the model", QUERIES, paper), {"out": tmp_path / "run", **here})
     for name, option in LOCATED.items():
         run(*base, *option)
         config = calls[-1][1][2]
@@ -174,7 +175,7 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
         ("subject", ("domains",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0, "read": "letter"}),
         ("subject", ("languages",), {"seed": 0, "per_group": None, "distractors": None, "shots": 0, "read": "letter"}),
         ("load_model", ("atlas",), {"device": None}),
-        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 0}),
+        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 0, "engine": "local"}),
     ]
     calls.clear()
     others = ("--seed", "4", "--per-group", "5", "--model", "m", "--distractors", "same form", "--shots", "2")
@@ -183,7 +184,7 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
         ("subject", ("languages",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2, "read": "letter"}),
         ("subject", ("b.csv",), {"seed": 4, "per_group": 5, "distractors": "same form", "shots": 2, "read": "letter"}),
         ("load_model", ("m",), {"device": None}),
-        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 4}),
+        ("reproduce", ("the model", [item] * 2, out), {"config": QRNCAConfig(), "seed": 4, "engine": "local"}),
     ]
 
 

@@ -102,7 +102,7 @@ def test_save_and_load(located: QRNeurons, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="choose another folder"):
         located.save(tmp_path / "run")
     (tmp_path / "run" / "clusters.parquet").write_bytes(b"no")
-    with pytest.raises(RunError, match=r"clusters\.parquet: damaged"):
+    with pytest.raises(RunError, match=r"clusters\.parquet: not the bytes that were written"):
         QRNeurons.load(tmp_path / "run")
     with pytest.raises(RunError, match="not a finished run folder"):
         QRNeurons.load(tmp_path / "nowhere")

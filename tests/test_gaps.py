@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import CONFIG, same
+from runs import CONFIG, as_older, same
 
 from qrnca_lens.attribution import Attribution, attribute
 from qrnca_lens.attribution.letters import option_tokens
@@ -21,7 +21,7 @@ from qrnca_lens.core.rules import quadrature, tolerated_gap
 from qrnca_lens.core.store import RunError, write_table
 from qrnca_lens.data import QuerySet
 from qrnca_lens.models import site_hook, to_tokens
-from qrnca_lens.runs import pipeline
+from qrnca_lens.runs import work
 from qrnca_lens.runs.pipeline import GapWarning, locate
 
 P, STEEP, FLAT = 0.8, 0.01, 0.3
@@ -90,7 +90,7 @@ def test_a_steep_step_is_told_and_a_gentle_or_small_one_is_not(
         scores[:, 5] = totals
         return Attribution(scores, P, gaps, prompt, " A", (0,), "up", "right", 16, torch.full((3,), 17))
 
-    monkeypatch.setattr(pipeline, "attribute", lambda model, prompts, *_, **__: [walked(one, steep) for one in prompts])
+    monkeypatch.setattr(work, "attribute", lambda model, prompts, *_, **__: [walked(one, steep) for one in prompts])
     _, exact, gap = step(*heights["steep"])
     assert 0.1 * exact < abs(gap) < 0.05 * P  # nothing that the share of P alone would tell of
     assert abs(step(*heights["gentle"])[2]) < 0.1 * step(*heights["gentle"])[1]
@@ -167,6 +167,7 @@ def test_folders_without_gaps_open_and_grow(model_of: Callable[[str], Any], shor
     model, few = model_of("llama"), QuerySet(short_queries.queries[:6], "short")
     before = locate(model, few, CONFIG, out=tmp_path, progress=False)
     (tmp_path / "gaps.parquet").unlink()
+    as_older(tmp_path)
     old = QRNeurons.load(tmp_path)
     assert old.gaps.equals(gap_table())
     assert old.queries.equals(before.queries)
@@ -191,6 +192,7 @@ def test_folders_without_gaps_open_and_grow(model_of: Callable[[str], Any], shor
 def test_damaged_gaps_are_named(change: dict[str, Any], words: str, run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
     located = run[1]
     located.save(tmp_path / "run")
+    as_older(tmp_path / "run")
     write_table(located.gaps.assign(**change), tmp_path / "run" / "gaps.parquet")
     with pytest.raises(RunError, match=rf"gaps\.parquet: {words}"):
         QRNeurons.load(tmp_path / "run")
@@ -199,6 +201,7 @@ def test_damaged_gaps_are_named(change: dict[str, Any], words: str, run: tuple[A
 def test_gaps_of_unknown_queries_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
     located = run[1]
     located.save(tmp_path / "run")
+    as_older(tmp_path / "run")
     strange = gap_table([PromptGaps("q99", 0, [0.0] * 3, [0.0] * 3, 0.5)])
     write_table(pd.concat([located.gaps, strange]), tmp_path / "run" / "gaps.parquet")
     with pytest.raises(RunError, match="name different queries"):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from handmade import Row, by_hand, made
+from runs import as_older
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
@@ -133,6 +134,7 @@ def test_units_are_facts_where_they_are_named() -> None:
 def test_a_run_of_a_time_before_facts_opens(tmp_path: Path) -> None:
     located = asked(by_hand(), {"a": "one", "c": "one"})
     located.save(tmp_path / "run")
+    as_older(tmp_path / "run")
     assert QRNeurons.load(tmp_path / "run").units.tolist() == located.units.tolist()
     record = json.loads((tmp_path / "run" / "asked.json").read_text())
     for query in record["queries"]:

@@ -18,7 +18,7 @@ from qrnca_lens.attribution import letters
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.models import BusyModelError, ModelError
-from qrnca_lens.runs import pipeline
+from qrnca_lens.runs import prompts, work
 from qrnca_lens.runs.pipeline import FailedQueriesWarning, locate
 
 
@@ -45,7 +45,7 @@ def test_a_query_that_fails_is_recorded_and_left_out(
     same(QRNeurons.load(tmp_path / "run"), found)
     found.save(tmp_path / "copy")
     same(QRNeurons.load(tmp_path / "copy"), found)
-    monkeypatch.setattr(pipeline, "attribute", None)
+    monkeypatch.setattr(work, "attribute", None)
     with pytest.warns(FailedQueriesWarning, match="2 of 13"):
         same(locate(model, queries, CONFIG, out=tmp_path / "run", progress=False), found)
     same(locate(model, others, CONFIG, out=tmp_path / "run", progress=False), plain)
@@ -138,14 +138,14 @@ def test_an_unforeseen_error_of_the_first_three_queries_stops(
 def test_an_unforeseen_error_while_the_letters_are_found(
     model_of: Callable[[str], Any], short_queries: QuerySet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, real, bad = model_of("llama"), pipeline.option_tokens, {short_queries["q5"].prompts[2].text}
+    model, real, bad = model_of("llama"), prompts.option_tokens, {short_queries["q5"].prompts[2].text}
 
     def option_tokens(model: Any, prompt: Prompt) -> Any:
         if prompt.text in bad:
             raise torch.OutOfMemoryError("no memory")
         return real(model, prompt)
 
-    monkeypatch.setattr(pipeline, "option_tokens", option_tokens)
+    monkeypatch.setattr(prompts, "option_tokens", option_tokens)
     with pytest.warns(FailedQueriesWarning, match=r"1 of 12 .*'q5', at prompt 2: OutOfMemoryError: no memory"):
         assert list(locate(model, short_queries, CONFIG, progress=False).failed["query"]) == ["q5"]
     bad |= {prompt.text for query in short_queries for prompt in query.prompts}
@@ -171,11 +171,11 @@ def test_the_letters_of_all_prompts_are_read_together(
         asked = (LONG, *short_queries)
         return QuerySet(tuple(replace(q, prompts=tuple(replace(p, text=mark + p.text) for p in q.prompts)) for q in asked))
 
-    found = pipeline.check_prompts(model, new("a"))
+    found = prompts.check_prompts(model, new("a"))
     assert read == [37] and [failure.query for failure in found.failed] == ["long"]
     queries = new("b")
     bad.add(queries["q5"].prompts[1].text)
-    found = pipeline.check_prompts(model, queries)
+    found = prompts.check_prompts(model, queries)
     assert read[1:3] == [37, 1]
     assert [(f.query, f.prompt, f.reason[:16]) for f in found.failed][1:] == [("q5", 1, "OutOfMemoryError")]
     assert [*found.targets] == [query.id for query in short_queries if query.id != "q5"]
@@ -194,7 +194,7 @@ def test_what_concerns_everything_stops_at_once(
 def test_wrong_input_is_refused_before_computing(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "attribute", None)
+    monkeypatch.setattr(work, "attribute", None)
     model = model_of("llama")
     with pytest.raises(ValueError, match="give at least 4 queries"):
         locate(model, QuerySet(short_queries.queries[:3]), out=tmp_path / "a", progress=False)

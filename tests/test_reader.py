@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import CONFIG, same
+from runs import CONFIG, as_older, same
 from tiny import sentencepiece_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -229,6 +229,7 @@ def test_a_run_goes_on_with_the_same_reader_alone(
 ) -> None:
     model = own("llama")
     found = locate(model, short_queries, CONFIG, out=tmp_path, progress=False)
+    as_older(tmp_path)
     manifest = tmp_path / "manifest.json"
     record = json.loads(manifest.read_text())
     assert record["reader"] == found.about["reader"] == reader_of(model).record()
@@ -249,6 +250,7 @@ def test_a_run_of_a_time_before_the_record_goes_on_and_gets_it(
 ) -> None:
     model = own("llama")
     locate(model, QuerySet(short_queries.queries[:6]), CONFIG, out=tmp_path, progress=False)
+    as_older(tmp_path)
     manifest = tmp_path / "manifest.json"
     record = json.loads(manifest.read_text())
     del record["reader"]

@@ -16,13 +16,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from runs import CONFIG, failing, same
+from runs import CONFIG, as_older, failing, same
 
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
-from qrnca_lens.core.store import RunError, write_table
+from qrnca_lens.core.store import FORMAT, DamageWarning, RunError, write_table
 from qrnca_lens.data import QuerySet, save_queries
-from qrnca_lens.runs import pipeline
+from qrnca_lens.runs import prompts, work
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study import Subject, reproduce
 
@@ -55,6 +55,7 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
         "common_neurons.parquet",
         "gaps.parquet",
         "header.json",
+        "log.txt",
         "manifest.json",
         "qr_neurons.parquet",
         "queries.parquet",
@@ -65,14 +66,14 @@ def test_a_finished_run_is_not_computed_again(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
-    monkeypatch.setattr(pipeline, "attribute", None)
+    monkeypatch.setattr(work, "attribute", None)
     assert locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False).table.equals(found.table)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = pipeline.attribute, []
+    real, calls = work.attribute, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if calls:
@@ -80,7 +81,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         calls.extend(args[1])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "attribute", interrupted)
+    monkeypatch.setattr(work, "attribute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
     assert not (tmp_path / "header.json").exists()
@@ -88,7 +89,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         QRNeurons.load(tmp_path)
     first = list(calls)
     calls.clear()
-    monkeypatch.setattr(pipeline, "attribute", lambda *a, **k: (calls.extend(a[1]), real(*a, **k))[1])
+    monkeypatch.setattr(work, "attribute", lambda *a, **k: (calls.extend(a[1]), real(*a, **k))[1])
     resumed = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
     assert (len(first), len(calls)) == (24, 12)  # the prompts of the eight queries that run together, and the rest
     assert set(first).isdisjoint(calls)
@@ -100,7 +101,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     save_queries(short_queries, tmp_path / "short.jsonl")
     code = (
-        "import sys, time, qrnca_lens as ql, qrnca_lens.runs.pipeline as p, qrnca_lens.runs.folder as f\n"
+        "import sys, time, qrnca_lens as ql, qrnca_lens.runs.work as p, qrnca_lens.runs.folder as f\n"
         "f._FLUSH_SECONDS = 0.0\n"
         "real, p.QUERIES_TOGETHER = p.attribute, 2\n"
         "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
@@ -111,12 +112,12 @@ def test_a_killed_run_goes_on_where_it_was(
     command = [sys.executable, "-c", code, str(folder_of("llama")), str(tmp_path / "short.jsonl"), str(out)]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 120
-    while len(list(out.glob("parts/queries-*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(out.glob("parts/*/part.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "header.json").exists()
-    assert len(list(out.glob("parts/queries-*.parquet"))) >= 3
+    assert len(list(out.glob("parts/*/part.json"))) >= 3
     resumed = locate(model_of("llama"), replace(short_queries, name="short"), CONFIG, out=out, progress=False)
     # another process may use another number of threads, which changes the last digit of a sum
     anew = locate(model_of("llama"), short_queries, CONFIG, progress=False)
@@ -126,7 +127,7 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_a_run_goes_on_with_fewer_or_more_queries(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "QUERIES_TOGETHER", 2)
+    monkeypatch.setattr(work, "QUERIES_TOGETHER", 2)
     model, ids = model_of("llama"), [q.id for q in short_queries]
     with monkeypatch.context() as patched:
         failing(patched, short_queries["q6"].prompts[0].text, error=KeyboardInterrupt)
@@ -154,7 +155,7 @@ def test_a_run_goes_on_with_fewer_or_more_queries(
     assert list(json.loads((tmp_path / "manifest.json").read_text())["queries"]) == ids
     other = replace(short_queries["q3"], group="g1")
     changed = QuerySet(tuple(other if q.id == "q3" else q for q in short_queries), "short")
-    with pytest.raises(RunError, match=r"another run.*\n  query 'q3': other prompts, letters or group here"):
+    with pytest.raises(RunError, match=r"another run.*\n  query 'q3': other prompts, letters, group, question, answer or"):
         locate(model, changed, CONFIG, out=tmp_path, progress=False)
 
 
@@ -184,7 +185,7 @@ def test_the_site_is_stored_as_it_was_scaled(
         for name in ("manifest.json", "header.json"):
             assert json.loads((out / name).read_text())["config"]["site"] == site
         with monkeypatch.context() as patched:
-            patched.setattr(pipeline, "attribute", None)
+            patched.setattr(work, "attribute", None)
             again = locate(model_of(family), short_queries, replace(CONFIG, site=site), out=out, progress=False)
         same(again, found)
     with pytest.raises(RunError, match=r"config\.site: gate here, up in the folder"):
@@ -193,6 +194,7 @@ def test_the_site_is_stored_as_it_was_scaled(
 
 def as_format_1(folder: Path, queries: QuerySet) -> None:
     """Rewrite the records as they were before they carried a format."""
+    as_older(folder)
     whole = {"count": len(queries), "sha256": queries.fingerprint}
     for name in ("manifest.json", "header.json"):
         if (folder / name).exists():
@@ -214,7 +216,7 @@ def test_folders_of_format_1_are_read_and_go_on(
     as_format_1(tmp_path / "whole", short_queries)
     assert QRNeurons.load(tmp_path / "whole").table.equals(found.table)
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "attribute", None)
+        patched.setattr(work, "attribute", None)
         same(locate(model, short_queries, replace(CONFIG, site="up"), out=tmp_path / "whole", progress=False), found)
         assert len(locate(model, part, CONFIG, out=tmp_path / "whole", progress=False).queries) == 5
     with monkeypatch.context() as patched:
@@ -227,13 +229,13 @@ def test_folders_of_format_1_are_read_and_go_on(
     asked = failing(monkeypatch, "none of them")
     same(locate(model, short_queries, CONFIG, out=tmp_path / "cut", progress=False), found)
     assert len(asked) == 12
-    assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "cut" / "manifest.json").read_text())["format"] == FORMAT
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("header.json", {"format": 3}, r"header\.json: format 3, which another version .* Upgrade qrnca_lens"),
+        ("header.json", {"format": 4}, r"header\.json: format 4, which another version .* Upgrade qrnca_lens"),
         ("header.json", {"format": "2"}, r"header\.json: format: expected a whole number, found a text"),
         ("header.json", {"config": {"depth": 1}}, r"header\.json: config: unknown field 'depth'"),
         ("header.json", {"config": {"steps": ...}}, r"header\.json: config: missing field 'steps'"),
@@ -272,6 +274,7 @@ def test_damaged_records_are_named(
         identity = {"config": asdict(located.config), "model": asdict(located.model), "queries": {}}
         record = {"format": 2, **identity, "versions": {}}
     else:
+        as_older(folder)
         record = json.loads((folder / name).read_text())
     for key, value in change.items():
         inner = {**record[key], **value} if isinstance(value, dict) and key != "queries" else value
@@ -319,7 +322,7 @@ def test_a_place_where_no_folder_can_be_is_refused_before_any_prompt(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    monkeypatch.setattr(pipeline, "option_tokens", None)
+    monkeypatch.setattr(prompts, "option_tokens", None)
     with pytest.raises(RunError, match=words):
         locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / place, progress=False)
     with pytest.raises(RunError, match=words):
@@ -339,7 +342,7 @@ def test_a_link_in_a_run_folder_leads_nowhere(
     (run / "parts").rename(tmp_path / "kept")
     (run / "parts").symlink_to(victim)
     before = (run / "manifest.json").read_text()
-    monkeypatch.setattr(pipeline, "attribute", None)
+    monkeypatch.setattr(work, "attribute", None)
     with pytest.raises(RunError, match="parts is a link; remove it, or choose another folder"):
         locate(model, QuerySet(short_queries.queries[:9]), CONFIG, out=run, progress=False)
     (run / "parts").unlink()
@@ -353,6 +356,7 @@ def test_a_link_in_a_run_folder_leads_nowhere(
 def test_other_prompts_than_the_header_names_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
     located, asked = run[1], tmp_path / "run" / "asked.json"
     located.save(tmp_path / "run")
+    as_older(tmp_path / "run")
     assert len(QRNeurons.load(tmp_path / "run").queries) == 12
     record = json.loads(asked.read_text())
     record["queries"][0]["prompts"][0]["text"] += " changed"
@@ -371,15 +375,18 @@ def test_a_damaged_part_is_named(
         failing(patched, short_queries["q8"].prompts[0].text, error=KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    as_older(tmp_path)
     part = tmp_path / "parts" / "clusters-00000.parquet"
     write_table(pd.read_parquet(part).assign(layer=99), part)
-    with pytest.raises(RunError, match=r"clusters-00000\.parquet: column 'layer'.* found 99"):
-        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    with pytest.warns(DamageWarning, match=r"clusters-00000\.parquet: column 'layer'.* found 99; .* computed anew"):
+        found = locate(model_of("llama"), short_queries, CONFIG, out=tmp_path, progress=False)
+    same(found, locate(model_of("llama"), short_queries, CONFIG, progress=False))
 
 
 def test_tables_that_do_not_fit_are_refused(run: tuple[Any, QRNeurons], tmp_path: Path) -> None:
     located = run[1]
     located.save(tmp_path / "run")
+    as_older(tmp_path / "run")
     write_table(located.queries.drop(columns="gap"), tmp_path / "run" / "queries.parquet")
     with pytest.raises(RunError, match=r"queries\.parquet: column 'gap' is missing"):
         QRNeurons.load(tmp_path / "run")
@@ -423,12 +430,14 @@ def test_a_second_call_in_a_folder_is_told(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the same process and in another one, for a new folder and for one that grows; a finished one is read by many."""
-    model, real, told = model_of("llama"), pipeline.attribute, []
+    model, real, told = model_of("llama"), work.attribute, []
     code = "import sys, filelock\nfilelock.FileLock(sys.argv[1], timeout=0).acquire()"
 
     def attribute(*args: Any, **kwargs: Any) -> Any:
         if not told:
-            with pytest.raises(RunError, match="another call works in this folder; wait until it has ended") as caught:
+            with pytest.raises(
+                RunError, match=rf"another call works in this folder \(process {os.getpid()} on .*, since 20.*\); wait until"
+            ) as caught:
                 locate(model, short_queries, CONFIG, out=out, progress=False)
             told.append(str(caught.value))
             elsewhere = subprocess.run([sys.executable, "-c", code, out / ".lock"], capture_output=True, text=True)
@@ -437,7 +446,7 @@ def test_a_second_call_in_a_folder_is_told(
 
     few, out = QuerySet(short_queries.queries[:6]), tmp_path / "run"
     for queries in (few, short_queries):
-        monkeypatch.setattr(pipeline, "attribute", attribute)
+        monkeypatch.setattr(work, "attribute", attribute)
         found = locate(model, queries, CONFIG, out=out, progress=False)
         assert len(told) == 1
         told.clear()

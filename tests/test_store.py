@@ -50,19 +50,19 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
 
 def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(RunError, match=r"x\.json: damaged"):
+    with pytest.raises(RunError, match=r"x\.json: no JSON .*make the call that wrote the folder once more"):
         read_json(tmp_path / "x.json")
     with pytest.raises(RunError, match=r"no t\.parquet there"):
         read_table(tmp_path / "t.parquet")
     for text in ('{"a": NaN}', "[1, Infinity]", "9" * 5000, "[" * 100_000, "\xff"):
         (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(RunError, match=r"x\.json: damaged"):
+        with pytest.raises(RunError, match=r"x\.json: no JSON .*make the call that wrote the folder once more"):
             read_json(tmp_path / "x.json")
     write_table(pd.DataFrame({"a": [1]}), tmp_path / "t.parquet")
     with pytest.raises(RunError, match=r"t\.parquet: column 'b' is missing \(it has a\)"):
         read_table(tmp_path / "t.parquet", ["a", "b"])
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(RunError, match=r"t\.parquet: damaged"):
+    with pytest.raises(RunError, match=r"t\.parquet: no table"):
         read_table(tmp_path / "t.parquet")
 
 
@@ -104,7 +104,7 @@ def test_a_folder_belongs_to_what_its_record_names(tmp_path: Path) -> None:
         claim_in(record, "run")
     write_record({"config": {"site": None}}, record)
     claim = claim_in(record, "run")
-    assert claim == {"format": 2, "config": {"site": None}}
+    assert claim == {"format": FORMAT, "config": {"site": None}}
     assert claimed_config(claim, record, "up") == {"site": None, "read": "letter"}
     assert claimed_config({**claim, "config": {"read": "answer"}}, record, "up") == {"read": "answer"}
     assert claimed_config({**claim, "format": 1}, record, "up") == {"site": "up", "read": "letter"}

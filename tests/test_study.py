@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.core.store import RunError, write_table
+from qrnca_lens.core.store import FORMAT, RunError, write_table
 from qrnca_lens.data import Prompt, Query, QuerySet, load_queries, save_queries
 from qrnca_lens.methods import METHODS, register
 from qrnca_lens.methods.activation import activation_scores
 from qrnca_lens.models import ModelError
-from qrnca_lens.runs import pipeline
+from qrnca_lens.runs import work
 from qrnca_lens.runs.pipeline import FailedQueriesWarning
 from qrnca_lens.study import Reproduction, Subject, reproduce, subject
 from qrnca_lens.study.report import write_report
@@ -140,7 +140,7 @@ def test_a_study_copes_with_queries_that_fail(
     page = write_report(study).read_text("utf-8")
     assert "Queries that failed" in page
     record = strict((tmp_path / "results.json").read_text())
-    assert record["format"] == 2
+    assert record["format"] == FORMAT
     assert {(row["query"], row["data set"]) for row in record["failed"]} == {(query, "short") for query in lost}
     for figure in (tmp_path / "figures").glob("*.json"):
         strict(figure.read_text())
@@ -241,7 +241,7 @@ def test_subjects_that_cannot_be_measured_are_refused_before_computing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "attribute", None)
+    monkeypatch.setattr(work, "attribute", None)
     queries = change(short_queries)
     with pytest.raises(ValueError, match=message):
         reproduce(
@@ -307,9 +307,9 @@ def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
 
     before = run()
     record = json.loads(path.read_text())
-    assert (record["format"], record["config"]["site"]) == (2, "up")
-    old = {**record, "config": {**record["config"], "site": None}}
-    del old["format"]
+    assert (record["format"], record["config"]["site"]) == (FORMAT, "up")
+    plain = {name: value for name, value in record.items() if name not in ("format", "sha256")}
+    old = {**plain, "config": {**record["config"], "site": None}}
     path.write_text(json.dumps(old))
     pd.testing.assert_frame_equal(run().results["short"].effects, before.results["short"].effects)
     for change, message in (
@@ -317,12 +317,16 @@ def test_a_study_of_format_1_goes_on_and_a_damaged_record_is_named(
         ({"config": 3}, r"study\.json: config: expected an object, found a whole number"),
         ({"depth": 3}, r"depth: None here, 3 in the folder"),
     ):
-        path.write_text(json.dumps({**record, **change}))
+        path.write_text(json.dumps({"format": 2, **plain, **change}))
         with pytest.raises(RunError, match=message):
             run()
-    path.write_text("[1]")
-    with pytest.raises(RunError, match=r"study\.json: expected an object, found a list"):
-        run()
+    for text, message in (
+        ("[1]", "expected an object, found a list"),
+        (json.dumps({**record, "seed": 7}), "not those of its"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RunError, match=rf"study\.json: .*{message}.*choose another folder for the study, or delete"):
+            run()
 
 
 def test_the_record_of_a_study_names_the_model_s_file_which_may_be_another_later(tmp_path: Path) -> None:
@@ -349,7 +353,7 @@ def test_a_link_in_a_study_leads_nowhere(
             reproduce(model, subjects, study, config=CONFIG, sample=SMALL, progress=False)
     (study / planted).rename(tmp_path / "kept")
     (study / planted).symlink_to(victim)
-    monkeypatch.setattr(pipeline, "attribute", None)
+    monkeypatch.setattr(work, "attribute", None)
     with pytest.raises(RunError, match=f"{planted} is a link; remove it, or choose another folder"):
         reproduce(model, subjects, study, config=CONFIG, sample=SMALL, progress=False)
     assert not list(victim.iterdir())

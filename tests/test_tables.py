@@ -9,7 +9,7 @@ import pytest
 from handmade import by_hand, effects, made
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.tables import Failure, failed_table
 from qrnca_lens.editing.statistics import probability_change_ratio
 from qrnca_lens.localization import overlap_rates
 from qrnca_lens.study import paper

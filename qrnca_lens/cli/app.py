@@ -26,6 +26,7 @@ from qrnca_lens.cli.options import (
     say_check,
 )
 from qrnca_lens.cli.queries import queries_app
+from qrnca_lens.cli.running import Address, Engine, FailFast, Workers, check_engine, engine_for, status
 from qrnca_lens.cli.transfers import transfer
 from qrnca_lens.core.terminal import plain_log, say, say_table
 
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(queries_app, name="queries")
 app.command()(transfer)
+app.command()(status)
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what it takes, by a short calibration, and stop")]
 Out = Annotated[Path, typer.Option(help="the run folder; an interrupted run in it goes on")]
 
@@ -102,6 +104,10 @@ def locate(
     answered: Answered = False,
     read: Reads = "letter",
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    fail_fast: FailFast = False,
     dry_run: DryRun = False,
 ) -> None:
     """Find the QR neurons of every query and write them to a run folder."""
@@ -113,9 +119,10 @@ def locate(
         from qrnca_lens.models import load_model
         from qrnca_lens.runs.checking import check as ask
         from qrnca_lens.runs.pipeline import locate as run
-        from qrnca_lens.runs.pipeline import queries_for
+        from qrnca_lens.runs.prompts import queries_for
 
         run_place(out)
+        check_engine(engine, address, workers)
         sought = cast("Site | None", site)
         config = QRNCAConfig(steps, cast("Rule", rule), sought, threshold, top, common_share, check_read(read))
         asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
@@ -127,7 +134,8 @@ def locate(
             say_check(found, error=True)
             asked = only_answered(asked, found, config) if answered else asked
         _foretell(loaded, {asked.name: asked}, config, dry_run)
-        located = run(loaded, asked, config, out=out)
+        with engine_for(loaded, engine, address, workers) as executor:
+            located = run(loaded, asked, config, out=out, engine=executor, fail_fast=fail_fast)
     _show(located.top(10), "Neurons with the highest naica over all queries")
     _show_failed(located.failed)
     say(f"{located!r}\nRun folder: {out}")
@@ -151,7 +159,7 @@ def check(
         from qrnca_lens.data.query import check_read
         from qrnca_lens.models import load_model
         from qrnca_lens.runs.checking import check as run
-        from qrnca_lens.runs.pipeline import queries_for
+        from qrnca_lens.runs.prompts import queries_for
 
         how = check_read(read)
         asked = load_queries(queries, seed=seed, distractors=cast("Distractors | None", distractors))
@@ -255,6 +263,9 @@ def reproduce(
     chat: Chat = False,
     read: Reads = "letter",
     device: Device = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     dry_run: DryRun = False,
 ) -> None:
     """Reproduce the paper's tables and figures and write results.json, the figures and report.html."""
@@ -270,6 +281,7 @@ def reproduce(
         from qrnca_lens.study.verdicts import statements
 
         run_place(out)
+        check_engine(engine, address, workers)
         form = cast("Distractors | None", distractors)
         names = [name.strip() for name in queries.split(",")]
         config = QRNCAConfig(read=check_read(read))
@@ -279,7 +291,8 @@ def reproduce(
         loaded = load_model(model, device=device)
         subjects = [item.as_chat(loaded) for item in subjects] if chat else subjects
         _foretell(loaded, {item.name: item.queries for item in subjects}, config, dry_run)
-        study = run(loaded, subjects, out, config=config, seed=seed)
+        with engine_for(loaded, engine, address, workers) as executor:
+            study = run(loaded, subjects, out, config=config, seed=seed, engine=executor)
         page = write_report(study)
         held, left_out = statements(study.results, study.model), failed(study.results)
     _show(held, "Which statements of the paper hold here")

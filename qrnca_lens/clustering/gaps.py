@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from qrnca_lens.core.rules import tolerated_gap
-from qrnca_lens.core.store import check_column, check_once, read_table
+from qrnca_lens.core.store import Checksums, check_column, check_once, read_table
 
 _NUMBERS = ["gap", "change", "probability"]
 GAP_COLUMNS = ["query", "prompt", "layer", *_NUMBERS]
@@ -48,14 +48,14 @@ def gap_table(prompts: Iterable[PromptGaps] = ()) -> pd.DataFrame:
     )
 
 
-def read_gaps(path: Path, n_layers: int) -> pd.DataFrame:
-    """A table like `QRNeurons.gaps`, empty where there is no such file, as in the folders of older versions.
+def read_gaps(path: Path, n_layers: int, sums: Checksums) -> pd.DataFrame:
+    """A table like `QRNeurons.gaps`; empty where there is no such file and no checksum of one, as in older folders.
 
-    RunError for what cannot be one, with file and column.
+    DamagedRunError for what cannot be one, with file and column.
     """
-    if not path.is_file():
+    if sums.of(path) is None and not path.is_file():
         return gap_table()
-    table = read_table(path, GAP_COLUMNS)
+    table = read_table(path, GAP_COLUMNS, sums.of(path))
     check_column(table, "query", str, path)
     check_column(table, "prompt", int, path)
     check_column(table, "layer", int, path, below=n_layers)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
 from qrnca_lens.clustering.config import QRNCAConfig
-from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed, read_gaps
+from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed
 from qrnca_lens.clustering.refine import (
     check_enough_queries,
     common_neurons,
@@ -24,57 +22,13 @@ from qrnca_lens.clustering.refine import (
     score_clusters,
     take_top,
 )
+from qrnca_lens.clustering.saving import Saved, SavedTables
+from qrnca_lens.clustering.tables import Failure, ModelShape, failed_table
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shown import notebook
-from qrnca_lens.core.store import (
-    RunError,
-    check_column,
-    check_once,
-    field_of,
-    read_json,
-    read_record,
-    read_table,
-    value_of,
-    write_json,
-    write_record,
-    write_table,
-)
 from qrnca_lens.core.values import listed, whole_number
 from qrnca_lens.core.writing import whole_folder
 from qrnca_lens.data import QuerySet
-
-TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
-QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
-FAILED_COLUMNS = ["query", "group", "prompt", "reason"]
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Which model the neurons belong to: its name, its size and the fingerprint of its weights."""
-
-    name: str
-    n_layers: int
-    d_mlp: int
-    fingerprint: str
-
-    def bin_width(self, bins: int) -> int:
-        """How many neurons of a layer stand in each of at most `bins` bins of equal width. ValueError for `bins` below 1."""
-        return -(-self.d_mlp // whole_number("bins", bins, at_least=1))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A query that could not be used: its first prompt (counted from 0) that failed, and why."""
-
-    query: str
-    group: str
-    prompt: int
-    reason: str
-
-
-def failed_table(failures: Iterable[Failure] = ()) -> pd.DataFrame:
-    """`QRNeurons.failed`: one row a query with FAILED_COLUMNS."""
-    return pd.DataFrame([asdict(failure) for failure in failures], columns=FAILED_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -178,16 +132,25 @@ class QRNeurons:
     def for_query(self, query: str) -> NeuronSet:
         """The QR neurons of one query, best first (empty if its cluster is). KeyError for an unknown id."""
         self.check_query(query)
-        return NeuronSet.from_frame(self.table[self.table["query"] == query])
+        return NeuronSet.from_frame(self.table.iloc[self._places.get(query, [])])
 
     def check_query(self, query: str) -> None:
         """KeyError for a query that is not in the result, with the reason if it failed, else with the nearest id."""
-        ids = list(self.queries["query"])
-        if query not in ids:
+        if not isinstance(query, str) or query not in self._ids:
             for reason in self.failed.loc[self.failed["query"] == query, "reason"]:
                 raise KeyError(f"query {query!r} failed and has no neurons: {reason}")
-            near = get_close_matches(str(query), ids, 1, 0.0)
-            raise KeyError(f"no query {query!r} among the {len(ids)} of this result; the nearest is {near[0]!r}")
+            near = get_close_matches(str(query), list(self._ids), 1, 0.0)
+            raise KeyError(f"no query {query!r} among the {len(self._ids)} of this result; the nearest is {near[0]!r}")
+
+    @cached_property
+    def _ids(self) -> dict[str, None]:
+        """The ids of the queries, in their order."""
+        return dict.fromkeys(self.queries["query"].tolist())
+
+    @cached_property
+    def _places(self) -> dict[str, Any]:
+        """By query, the rows of `table` that are about it."""
+        return {str(query): places for query, places in self.table.groupby("query", sort=False).indices.items()}
 
     def check_group(self, group: str) -> None:
         """KeyError for a group that is not in the result."""
@@ -220,39 +183,22 @@ class QRNeurons:
 
     def write_into(self, folder: Path) -> None:
         """Write the files of `save` into an existing folder, the header last: with it the result is whole."""
-        write_table(self.clusters, folder / "clusters.parquet")
-        write_table(self.queries, folder / "queries.parquet")
-        write_table(self.gaps, folder / "gaps.parquet")
-        write_table(self.table, folder / "qr_neurons.parquet")
-        write_table(self.common, folder / "common_neurons.parquet")
-        write_json(self.asked.to_dict(), folder / "asked.json")
-        header = {"config": asdict(self.config), "model": asdict(self.model), "about": self.about}
-        write_record({**header, "failed": self.failed.to_dict("records")}, folder / "header.json")
+        tables = SavedTables(self.clusters, self.queries, self.gaps)
+        failed = tuple(Failure(*row) for row in self.failed.itertuples(index=False))
+        saved = Saved(tables, self.config, self.model, self.about, self.asked, failed)
+        saved.write(folder, {"qr_neurons": self.table, "common_neurons": self.common})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> QRNeurons:
         """Read what `save` or `locate(out=...)` wrote.
 
-        RunError if the folder holds no finished result, one of a newer format, or a damaged one (file and field are named).
+        RunError if the folder holds no finished result or one of a newer format; DamagedRunError, which names the file, for
+        one that is missing or not as it was written (`locate` with the same folder mends it).
         In folders of format 1 (before `format` stood in header.json) a site of None is the model's default.
         """
-        path = Path(folder)
-        file = path / "header.json"
-        header = read_record(file)
-        failed = field_of(tuple[Failure, ...], header, "failed", file) if header["format"] > 1 else ()
-        # a run of a time before answers could be read is about letters
-        header["config"] = {"read": "letter", **field_of(dict[str, Any], header, "config", file)}
-        config, model = field_of(QRNCAConfig, header, "config", file), field_of(ModelShape, header, "model", file)
-        clusters, queries = read_clusters(path / "clusters.parquet", model), read_queries(path / "queries.parquet")
-        asked = value_of(QuerySet, _asked_record(path / "asked.json"), str(path / "asked.json"))
-        gaps, there = read_gaps(path / "gaps.parquet", model.n_layers), set(queries["query"])
-        if not there.issuperset([*clusters["query"], *gaps["query"].unique()]) or (
-            len(asked) and there != {query.id for query in asked}
-        ):
-            raise RunError(f"{path}: its tables and asked.json name different queries; it is damaged, start again elsewhere")
-        about = field_of(dict[str, Any], header, "about", file)
-        _check_asked(asked, about, path / "asked.json")
-        return cls(clusters, queries, config, model, about, asked, failed_table(failed), gaps)
+        found = Saved.read(Path(folder))
+        tables, failed = found.tables, failed_table(found.failed)
+        return cls(tables.clusters, tables.queries, found.config, found.model, found.about, found.asked, failed, tables.gaps)
 
     def restrict(self, queries: Iterable[str]) -> QRNeurons:
         """The same result for some of its queries alone: ica and common neurons are those among them.
@@ -299,49 +245,6 @@ class QRNeurons:
     def _repr_html_(self) -> str:
         by_group = self.per_query().groupby("group", sort=False, as_index=False)
         return notebook(repr(self), by_group.agg(queries=("query", "size"), qr=("qr", "mean")), self.top(10))
-
-
-def read_clusters(path: Path, model: ModelShape) -> pd.DataFrame:
-    """A table like `QRNeurons.clusters`. RunError for what cannot be one, with file and column."""
-    table = read_table(path, TABLE_COLUMNS)
-    for name, size in (("layer", model.n_layers), ("neuron", model.d_mlp), ("templates", math.inf)):
-        check_column(table, name, int, path, below=size)
-    for name, kind in (("query", str), ("group", str), ("attribution", float)):
-        check_column(table, name, kind, path)
-    check_once(table, ["query", "layer", "neuron"], path)
-    return table
-
-
-def read_queries(path: Path) -> pd.DataFrame:
-    """A table like `QRNeurons.queries`. RunError for what cannot be one, with file and column."""
-    table = read_table(path, QUERY_COLUMNS)
-    for name, kind in (("query", str), ("group", str), ("prompts", int), ("probability", float), ("gap", float)):
-        check_column(table, name, kind, path)
-    check_once(table, ["query"], path)
-    return table
-
-
-def _asked_record(path: Path) -> Any:
-    """What the file of a run's queries holds; those of a time before they could name their fact, or be open, do neither."""
-    record = read_json(path)
-    queries = record.get("queries") if isinstance(record, dict) else None
-    for query in queries if isinstance(queries, list) else []:
-        if isinstance(query, dict):
-            query.setdefault("fact", "")
-            for prompt in query.get("prompts") or ():
-                if isinstance(prompt, dict):
-                    prompt.setdefault("read", "letter")
-                    prompt.setdefault("rendering", "plain")
-    return record
-
-
-def _check_asked(asked: QuerySet, about: dict[str, Any], path: Path) -> None:
-    """RunError for other prompts than the header names. Where some are left out (failed, restricted) nobody can tell."""
-    told = about.get("queries")
-    if isinstance(told, dict) and told.get("count") == len(asked) and told.get("sha256") != asked.fingerprint:
-        raise RunError(
-            f"{path}: its prompts are not those of queries.sha256 in header.json; it is damaged, start again elsewhere"
-        )
 
 
 def _ranked(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrnca_lens.core.store import RunError, field_of, read_record
+from qrnca_lens.core.store import DamagedRunError, RunError, field_of, read_record
 
 
 def claim_in(record: Path, kind: str, *beside: str) -> dict[str, Any] | None:
@@ -21,6 +21,17 @@ def claim_in(record: Path, kind: str, *beside: str) -> dict[str, Any] | None:
     if folder.is_dir() and any(not there.name.startswith(ours) for there in folder.iterdir()):
         raise RunError(f"{folder} holds other files; choose an empty folder for the {kind}")
     return None
+
+
+def whole_claim_in(record: Path, kind: str, *beside: str) -> dict[str, Any] | None:
+    """As `claim_in`; RunError for a damaged record, since nothing else tells what the folder was made for."""
+    try:
+        return claim_in(record, kind, *beside)
+    except DamagedRunError as error:
+        raise RunError(
+            f"{error.what}, so that nothing tells what the folder was made for; choose another folder for the {kind}, or "
+            "delete this one"
+        ) from None
 
 
 def claimed_config(claim: dict[str, Any], record: Path, default_site: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_MAKING = ".part"  # what the names of things in the making end with
 _LONGEST = 255  # bytes of a name, on all common file systems
 
 
@@ -23,7 +24,8 @@ _LONGEST = 255  # bytes of a name, on all common file systems
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to fill, which becomes `path` when the block ends well; until then readers see the old one. Makes its folder.
 
-    However the block ends, nothing else is left behind. Raises what `check_target` raises.
+    However the block ends, nothing else is left behind. Raises what `check_target` raises, and OSError with the file's name
+    where the disk is full.
     """
     _check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +36,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left in the making. Nobody else may be writing in the folder."""
+    for left in folder.glob(f".*{_MAKING}"):
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 @contextmanager
@@ -129,4 +139,4 @@ def _probe(path: Path, way: Iterable[Path]) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{_MAKING}")

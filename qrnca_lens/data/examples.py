@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # query.py imports this module
     from qrnca_lens.data.query import Prompt, Query
 
 _BETWEEN = "\n\n"
+_PLACES = 16  # of a query on a circle
 
 
 def with_solved(queries: Sequence[Query], count: int, seed: int) -> tuple[Query, ...]:
@@ -29,34 +31,58 @@ def with_solved(queries: Sequence[Query], count: int, seed: int) -> tuple[Query,
     groups: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
         groups[query.group].append(query)
-    drawn = {query.id: examples_of(query, groups[query.group], count, seed) for query in queries}
+    drawers = {name: _Examples(group, count, seed) for name, group in groups.items()}
+    drawn = {query.id: drawers[query.group].of(query) for query in queries}
     return tuple(
         replace(query, prompts=tuple(_after(prompt, i, query, drawn[query.id]) for i, prompt in enumerate(query.prompts)))
         for query in queries
     )
 
 
-def examples_of(query: Query, group: Sequence[Query], count: int, seed: int) -> tuple[Query, ...]:
-    """`count` queries of the query's `group`, each of another unit, that have at least as many prompts.
+class _Examples:
+    """Draws solved questions of a group for any of its queries.
 
-    Every pair of the asked query and another has a place in a random order, by `seed` and the two ids alone; the first of
-    this order are taken, one a unit. So the order of the set is of no account, and taking queries away changes only prompts
-    whose examples are among them. DataError where there are too few.
+    For each example in turn all queries of the group stand on a circle of their own, each at several places by `seed`, turn
+    and id, so that all are taken about equally often; the asked query has a place on it too, and the first query after it
+    that fits is taken. So the order of the set is of no
+    account, and taking queries away changes only prompts whose examples are among them.
     """
-    fitting = [other for other in group if other.unit != query.unit and len(other.prompts) >= len(query.prompts)]
-    first: dict[str, Query] = {}
-    for other in sorted(fitting, key=lambda other: _place(seed, query.id, other.id)):
-        first.setdefault(other.unit, other)
-    if len(first) < count:
-        raise DataError(
-            f"query {query.id!r}: {count} examples are asked for, but group {query.group!r} has only {len(first)} other "
-            f"questions of as many prompts; ask for at most {len(first)}, or take the examples before you take a sample"
+
+    def __init__(self, group: Sequence[Query], count: int, seed: int) -> None:
+        self._seed = seed
+        self._circles = [
+            sorted((_place(seed, turn, f"taken {i}", q.id), q.id, q) for q in group for i in range(_PLACES))
+            for turn in range(count)
+        ]
+        self._group = group
+
+    def of(self, query: Query) -> tuple[Query, ...]:
+        """Those for one query, each of another unit than it and the others, with at least as many prompts. DataError where
+        there are too few."""
+        found: dict[str, Query] = {}
+        for turn, circle in enumerate(self._circles):
+            begin = bisect(circle, (_place(self._seed, turn, "asked", query.id),))
+            after = (circle[(begin + step) % len(circle)][-1] for step in range(len(circle)))
+            fitting = (one for one in after if self._fits(one, query) and one.unit not in found)
+            taken = next(fitting, None)
+            if taken is None:
+                raise self._too_few(query)
+            found[taken.unit] = taken
+        return tuple(found.values())
+
+    def _fits(self, one: Query, query: Query) -> bool:
+        return one.unit != query.unit and len(one.prompts) >= len(query.prompts)
+
+    def _too_few(self, query: Query) -> DataError:
+        most = len({one.unit for one in self._group if self._fits(one, query)})
+        return DataError(
+            f"query {query.id!r}: {len(self._circles)} examples are asked for, but group {query.group!r} has only {most} "
+            f"other questions of as many prompts; ask for at most {most}, or take the examples before you take a sample"
         )
-    return tuple(first.values())[:count]
 
 
-def _place(seed: int, asked: str, other: str) -> bytes:
-    return hashlib.sha256(repr((seed, asked, other)).encode()).digest()
+def _place(seed: int, turn: int, what: str, query: str) -> bytes:
+    return hashlib.sha256(repr((seed, turn, what, query)).encode()).digest()
 
 
 def _after(prompt: Prompt, place: int, query: Query, examples: Sequence[Query]) -> Prompt:

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import pandas as pd
@@ -187,6 +188,11 @@ class Query:
                 raise DataError(f"{where}: field 'letter': {prompt.letter} stands for {marked!r} in a prompt, but {why}")
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the query says: its prompts with their options, question, answer, group, fact and the rest."""
+        return hashlib.sha256(json.dumps(asdict(self), ensure_ascii=False).encode()).hexdigest()
+
+    @property
     def unit(self) -> str:
         """What counts as one observation: the fact that the query asks for, where it is named, else the query itself."""
         return self.fact or self.id
@@ -225,12 +231,16 @@ class QuerySet:
         return iter(self.queries)
 
     def __getitem__(self, query_id: str) -> Query:
-        for query in self.queries:
-            if query.id == query_id:
-                return query
-        raise KeyError(f"no query {query_id!r} in {self.name} ({len(self)} queries)")
+        try:
+            return self._by_id[query_id]
+        except (KeyError, TypeError):  # what cannot be a key is no id either
+            raise KeyError(f"no query {query_id!r} in {self.name} ({len(self)} queries)") from None
 
-    @property
+    @cached_property
+    def _by_id(self) -> dict[str, Query]:
+        return {query.id: query for query in self.queries}
+
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The groups in order of first appearance."""
         return tuple(dict.fromkeys(query.group for query in self.queries))
@@ -340,8 +350,10 @@ class QuerySet:
     def _drawn(self, seed: int, count: Callable[[int], int]) -> set[str]:
         """The ids of `count(size)` queries of each group of `size` queries; the draw of a group depends on no other."""
         drawn: set[str] = set()
-        for group in self.groups:
-            ids = [query.id for query in self.queries if query.group == group]
+        by_group: dict[str, list[str]] = {}
+        for query in self.queries:
+            by_group.setdefault(query.group, []).append(query.id)
+        for group, ids in by_group.items():
             drawn.update(random.Random(f"{seed}/{group}").sample(ids, count(len(ids))))
         return drawn
 

@@ -8,18 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
+from jaxtyping import Float
 
 from qrnca_lens.attribution.options import edited_options
 from qrnca_lens.attribution.targets import is_right
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.values import number, seed_number
-from qrnca_lens.data import Query, QuerySet
+from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.partners import Partners, Place, partners_of, shown_places
 from qrnca_lens.engine.asks import Positions
+from qrnca_lens.engine.edits import Edit
+from qrnca_lens.engine.executors import Executor, LocalExecutor, in_order
 from qrnca_lens.models import HookedModel, check_hooked
 
 SUPPRESS, BOOST = 0.0, 2.0
+_TOGETHER = 32  # prompts of a piece that is read elsewhere
 Sets = Mapping[str, NeuronSet]
 COLUMNS = [
     "method",
@@ -80,6 +85,7 @@ def edit_effects(
     factors: Sequence[float] = (SUPPRESS, BOOST),
     seed: int = 0,
     positions: Positions = "last",
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Scale each query's own neurons, as each method gives them; one row a (method, factor, query) with COLUMNS.
 
@@ -97,7 +103,8 @@ def edit_effects(
     log P over them; "last" is the own last position of each, and the answer is the likeliest of the four texts. There
     p_same_… is of another query of the same group, on which an effect on the group shows, and p_other_… of one of another.
     All methods and factors meet the same partners. An empty set changes nothing. Every prompt runs once for all edits that
-    concern it. Raises ValueError for an unknown query id, a neuron outside the model or queries of a single group.
+    concern it; an `executor` does it in pieces, elsewhere. Raises ValueError for an unknown query id, a neuron outside the
+    model or queries of a single group.
     """
     check_hooked(model)
     check_query_set(queries)
@@ -117,7 +124,7 @@ def edit_effects(
         for place in (*_places(by_id[edit.owner]), *of.same, *of.other):
             if place:
                 wanted[place].append(edit)
-    read = _run(model, by_id, wanted, methods, positions)
+    read = _run(model, by_id, wanted, methods, positions, executor)
     rows = [_row(edit, by_id[edit.owner], len(methods[edit.method][edit.owner]), partners, read) for edit in edits]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -132,16 +139,36 @@ def _run(
     wanted: Mapping[Place, Sequence[_Edit]],
     methods: Mapping[str, Sets],
     positions: Positions,
+    executor: Executor | None,
 ) -> _Read:
     prompts = {place: queries[place[0]].prompts[place[1]] for place in wanted}
     edits = [[(methods[edit.method][edit.owner], edit.factor) for edit in of_place] for of_place in wanted.values()]
-    letters = edited_options(model, list(prompts.values()), edits, positions=positions)
+    asked = list(prompts.values())
+    size = len(asked) if executor is None else _TOGETHER
+    pieces = [
+        _Piece(tuple(asked[start : start + size]), tuple(map(tuple, edits[start : start + size])), positions)
+        for start in range(0, len(asked), size)
+    ]
+    letters = [found for part in in_order(executor or LocalExecutor(model), _read_piece, pieces) for found in part]
     read: dict[tuple[_Edit | None, Place], _Answer] = {}
     for (place, prompt), found in zip(prompts.items(), letters, strict=True):
         p, right = found[:, prompt.right].tolist(), is_right(found, prompt.right).tolist()
         for row, edit in enumerate((None, *wanted[place])):
             read[edit, place] = _Answer(p[row], right[row])
     return read
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Prompts that are read together, each with its edits."""
+
+    prompts: tuple[Prompt, ...]
+    edits: tuple[tuple[Edit, ...], ...]
+    positions: Positions
+
+
+def _read_piece(model: HookedModel, piece: _Piece) -> list[Float[torch.Tensor, "row option"]]:
+    return edited_options(model, piece.prompts, piece.edits, positions=piece.positions)
 
 
 def _row(edit: _Edit, query: Query, neurons: int, partners: Mapping[str, Partners], read: _Read) -> tuple[object, ...]:

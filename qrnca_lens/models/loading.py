@@ -72,7 +72,7 @@ def load_model(
             model.cfg.model_name = source.name
             model.eval().requires_grad_(False)
             check_hooked(model)
-    remember(model, source)
+    remember(model, source, name_or_folder, dtype)
     return model.to(place) if place.type != "cpu" else model
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import torch
+
 from qrnca_lens.models.adapters import adapter_weights
+from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.gguf_files import sha256_of
 from qrnca_lens.models.hooked import HookedModel
 from qrnca_lens.models.sources import Source
 
+_LOADED: WeakKeyDictionary[HookedModel, tuple[str, torch.dtype]] = WeakKeyDictionary()
 _ORIGINS: WeakKeyDictionary[HookedModel, dict[str, str]] = WeakKeyDictionary()
 
 
@@ -27,8 +32,20 @@ def source_entry(model: HookedModel) -> dict[str, dict[str, str]]:
     return {"source": origin_of(model)} if model in _ORIGINS else {}
 
 
-def remember(model: HookedModel, source: Source) -> None:
-    """Note where the model was read from; the file is hashed here, once a load."""
+def loaded_from(model: HookedModel) -> tuple[str, torch.dtype]:
+    """What `load_model` was given: the name, or the whole path of a folder or file, and the dtype, so that another process
+    can load the same. ModelError for a model that came otherwise."""
+    if model not in _LOADED:
+        raise ModelError(
+            f"{model.cfg.model_name}: other processes load a model themselves, and this one did not come from load_model, "
+            "so they cannot; load it with load_model, or work in this process (engine='local')"
+        )
+    return _LOADED[model]
+
+
+def remember(model: HookedModel, source: Source, given: str | os.PathLike[str], dtype: torch.dtype) -> None:
+    """Note where the model was read from and what `load_model` was given; the file is hashed here, once a load."""
+    _LOADED[model] = (str(Path(given).absolute()) if Path(given).exists() else str(given), dtype)
     if source.gguf is not None:
         _ORIGINS[model] = {"file": source.gguf.path.name, "sha256": sha256_of(source.gguf.path)}
     elif source.adapter is not None:

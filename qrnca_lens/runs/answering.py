@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.tables import Failure, failed_table
 from qrnca_lens.core.intervals import clustered_interval
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.data import ALL_GROUPS, Query

@@ -6,7 +6,7 @@ from qrnca_lens.data import QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel, check_hooked
 from qrnca_lens.runs.answering import Check
-from qrnca_lens.runs.pipeline import check_prompts
+from qrnca_lens.runs.prompts import check_prompts
 
 
 def check(model: HookedModel, queries: QuerySet) -> Check:

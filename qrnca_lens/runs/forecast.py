@@ -19,7 +19,8 @@ from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.engine.budget import integral_cost, layers_at_once, together
 from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import HookedModel, ModelError, check_hooked, check_site, to_tokens
-from qrnca_lens.runs.pipeline import check_prompts, queries_for
+from qrnca_lens.runs.prompts import check_prompts, queries_for
+from qrnca_lens.runs.status import duration
 
 _READ = 16  # queries whose answers are read, to tell whether the model writes any
 _TIMED = 4  # prompts that are timed together, after one that warms up
@@ -47,7 +48,7 @@ class Estimate:
     seconds: float | None
 
     def __str__(self) -> str:
-        taken = "an unknown time" if self.seconds is None else f"about {_duration(self.seconds)}"
+        taken = "an unknown time" if self.seconds is None else f"about {duration(self.seconds)}"
         answers = f" with {self.targets:,} answer tokens" if self.targets != self.prompts else ""
         return (
             f"{self.prompts:,} prompts{answers}, {self.tokens:,} tokens (at most {self.longest:,}), {self.rows:,} rows: "
@@ -139,13 +140,6 @@ def _seconds(model: HookedModel, prompts: Sequence[_Asked], targets: int, config
     except (AttributionError, ModelError):
         return None
     return taken / sum(len(asked.lengths) for asked in timed) * targets
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds" if seconds >= 1 else "a second"
 
 
 def _size(memory: int) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from qrnca_lens.attribution.options import answers
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.tables import Failure, failed_table
 from qrnca_lens.core.values import WrongKindError, whole_number
 from qrnca_lens.data import QuerySet, load_queries
 from qrnca_lens.data.readers.files import ATLAS_SETS
@@ -20,7 +20,9 @@ from qrnca_lens.editing.effects import edit_effects
 from qrnca_lens.engine.hooks import with_hooks
 from qrnca_lens.methods.controls import random_sets
 from qrnca_lens.models import HookedModel, ModelError, check_hooked, site_hook
-from qrnca_lens.runs.pipeline import check_prompts, locate, without
+from qrnca_lens.runs.failures import without
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.runs.prompts import check_prompts
 
 FRESH_SEED = 20_250_227  # shuffles and distractors of the card; training draws its own
 UNSURE = 0.6  # queries with a lower P(letter) than this leave room for boosting

@@ -58,7 +58,6 @@ _PENALTIES = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 5
 COLUMNS = ["group", "neurons", "reading", "layers", "count", "right", "of", "accuracy", "low", "high",
            "draws", "random_mean", "random_low", "random_high", "p", "p_corrected"]  # fmt: skip
-Activity = Float[np.ndarray, "prompt neuron"]
 
 
 def predict_from_neurons(
@@ -173,10 +172,19 @@ def _probed(
     learned = last_activations(model, [prompt.text for prompt in _prompts(fitting)], every).numpy()
     p, activity = options_and_activations(model, _prompts(asked), every)
     tasks = (delayed(_probe)(learned[:, some], fitting, activity.numpy()[:, some], seed) for some in columns)
-    return likeliest(p).numpy()[None], np.array(list(Parallel(n_jobs=-1)(tasks)), dtype=int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # threads, since processes would outlive a call that is killed
+        read = list(Parallel(n_jobs=-1, prefer="threads")(tasks))
+    return likeliest(p).numpy()[None], np.array(read, dtype=int)
 
 
-def _probe(learned: Activity, fitting: Sequence[Query], activity: Activity, seed: int) -> Int[np.ndarray, " prompt"]:
+def _probe(
+    learned: Float[np.ndarray, "fitted neuron"],
+    fitting: Sequence[Query],
+    activity: Float[np.ndarray, "asked neuron"],
+    seed: int,
+) -> Int[np.ndarray, " asked"]:
     """The letters that a probe reads in `activity`; `learned` has a row for every prompt of `fitting`, in their order.
 
     A fold without which one letter alone would be left chooses no penalty; where that is so of all, the strongest is taken.
@@ -190,6 +198,4 @@ def _probe(learned: Activity, fitting: Sequence[Query], activity: Activity, seed
     penalties = {"logisticregression__C": _PENALTIES if usable else _PENALTIES[:1]}
     whole = np.arange(len(letters))
     search = GridSearchCV(regression, penalties, cv=usable or [(whole, whole)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return search.fit(learned, letters).predict(activity)
+    return search.fit(learned, letters).predict(activity)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -13,22 +12,20 @@ from typing import Any
 import pandas as pd
 
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
-from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
+from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
+from qrnca_lens.core.claims import claimed_config, differences, refuse_another, whole_claim_in
+from qrnca_lens.core.journal import JOURNAL, Journal
+from qrnca_lens.core.kept import KeptTables
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.core.store import (
-    read_table,
-    run_place,
-    usable,
-    write_record,
-    write_table,
-)
+from qrnca_lens.core.store import FORMAT, run_place, usable, write_record
 from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.core.values import seed_number, whole_number
-from qrnca_lens.core.writing import check_target, own_folder
+from qrnca_lens.core.writing import own_folder, tidy
 from qrnca_lens.data import QuerySet, Read
 from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
+from qrnca_lens.engine.executors import Executor, LocalExecutor
 from qrnca_lens.localization import concentration_test, layer_test, overlap_test
 from qrnca_lens.localization.significance import TEST_COLUMNS
 from qrnca_lens.methods import METHODS, Evidence, Sets, equal_counts, find_neurons
@@ -37,7 +34,10 @@ from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.origin import source_entry
 from qrnca_lens.readout.promoted import PROJECTION_COLUMNS, promoted_tokens
 from qrnca_lens.readout.token_kinds import KIND_COLUMNS, common_token_test
-from qrnca_lens.runs.pipeline import check_prompts, locate, without
+from qrnca_lens.runs.executing import Engine, check_engine, executor_for
+from qrnca_lens.runs.failures import without
+from qrnca_lens.runs.pipeline import locate
+from qrnca_lens.runs.prompts import check_prompts
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.prediction import predict_from_neurons
 from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable, subjects_for
@@ -135,12 +135,15 @@ def reproduce(
     read: Read | None = None,
     sample: Sample | None = None,
     seed: int = 0,
+    engine: Engine = "local",
     progress: bool = True,
 ) -> Reproduction:
     """Measure everything for every subject and keep it in `out`; interrupted and called again it goes on.
 
     `read` says what answers are read from (None: what `config` says, which is "letter" by default). For "answer" the
     subjects are put in open prompts (`Subject.as_open`).
+
+    `engine`: as in `locate`, for locating and for the effects of edits, which are most of the work.
 
     Queries that fail (see `locate`) are left out of every table and stand in `failed` of the results. Tables whose methods
     are not those that are registered now are made anew. Raises ValueError, before anything is computed, for subjects that
@@ -149,10 +152,12 @@ def reproduce(
     """
     folder = run_place(out)
     check_hooked(model)
+    check_engine(engine)
     seed = seed_number(seed)
     config = config or QRNCAConfig()
     config = replace(config, site=check_site(model, config.site), read=read or config.read)
     sample, subjects = sample or Sample(), subjects_for(subjects, config.read)
+    refuse_busy(folder)
     check_subjects(model, subjects, config, seed)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
@@ -163,17 +168,29 @@ def reproduce(
         "seed": seed,
     }
     source = source_entry(model)
-    _claim(folder, about, source, check_site(model, None))
+    results, seconds = {}, 0.0
     with usable():
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder), executor_for(model, engine) as executor, progress_bar(progress) as bar:
+        written = _claim(folder, about, source, check_site(model, None))
+        with usable():
+            tidy(folder)
+            for item in subjects:
+                own_folder(own_folder(folder / item.name) / "located")
+                tidy(folder / item.name)
+        journal, task = Journal(folder), bar.add_task("reproducing", total=11 * len(subjects))
+
+        def done(text: str) -> None:
+            journal.say(text)
+            bar.update(task, advance=1, description=text)
+
         for item in subjects:
-            own_folder(own_folder(folder / item.name) / "located")
-    began, results = time.monotonic(), {}
-    with progress_bar(progress) as bar:
-        task = bar.add_task("reproducing", total=11 * len(subjects))
-        for item in subjects:
-            steps = _Steps(folder / item.name, lambda text: bar.update(task, advance=1, description=text))
-            results[item.name] = _measure(model, item, steps, config, sample, seed)
-    about |= {**source, "seconds": round(time.monotonic() - began)}
+            steps = _Steps(folder / item.name, written, done)
+            found = _measure(model, item, steps, config, sample, seed, executor)
+            results[item.name] = found
+            seconds += steps.seconds + float(found.located.about.get("seconds", 0.0))
+        journal.say("all tables are measured")
+    about |= {**source, "seconds": round(seconds)}
     return Reproduction(folder, str(model.cfg.model_name), results, about)
 
 
@@ -185,34 +202,40 @@ def _other_prompts(item: Subject) -> dict[str, str]:
     return {name: queries.fingerprint for name, queries in others.items()}
 
 
-@dataclass(frozen=True)
 class _Steps:
     """The kept steps of one subject."""
 
-    folder: Path
-    done: Callable[[str], None]
+    def __init__(self, folder: Path, written: int, done: Callable[[str], None]) -> None:
+        self.folder, self.done, self.kept = folder, done, KeptTables(folder, written=written)
 
     def table(
         self, name: str, columns: Collection[str], make: Callable[[], pd.DataFrame], methods: Collection[str] | None = None
     ) -> pd.DataFrame:
         """The kept table if it has these columns and is of these methods, else a new one, which is then kept."""
-        path = self.folder / f"{name}.parquet"
-        kept = read_table(path) if path.is_file() else None
-        if kept is None or not _serves(kept, columns, methods):
-            with usable():
-                check_target(path)
-            write_table(make(), path)
-            kept = read_table(path)
+
+        def serves(kept: pd.DataFrame) -> bool:
+            return set(columns) <= set(kept.columns) and (methods is None or set(kept["method"]) == set(methods))
+
+        found = self.kept.table(name, make, serves)
         self.done(f"{self.folder.name}: {name}")
-        return kept
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """What the kept steps took, in all calls."""
+        return sum(float(step.get("seconds", 0.0)) for step in self.kept.steps.values())
 
 
-def _serves(kept: pd.DataFrame, columns: Collection[str], methods: Collection[str] | None) -> bool:
-    return set(columns) <= set(kept.columns) and (methods is None or set(kept["method"]) == set(methods))
-
-
-def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConfig, sample: Sample, seed: int) -> Results:
-    located = locate(model, item.queries, config, out=steps.folder / "located", progress=False)
+def _measure(
+    model: HookedModel,
+    item: Subject,
+    steps: _Steps,
+    config: QRNCAConfig,
+    sample: Sample,
+    seed: int,
+    executor: Executor,
+) -> Results:
+    located = locate(model, item.queries, config, out=steps.folder / "located", engine=executor, progress=False)
     steps.done(f"{item.name}: located")
     asked = located.asked
     check_enough(item.name, asked, config, seed)
@@ -226,7 +249,11 @@ def _measure(model: HookedModel, item: Subject, steps: _Steps, config: QRNCAConf
         return {key: find_neurons(key, evidence) for key in compared}
 
     def effects(name: str, queries: QuerySet, keys: Sequence[str], sets: Callable[[], dict[str, Sets]]) -> pd.DataFrame:
-        return steps.table(name, EFFECT_COLUMNS, lambda: edit_effects(model, queries, sets(), seed=seed), keys)
+        def make() -> pd.DataFrame:
+            spread = None if isinstance(executor, LocalExecutor) else executor
+            return edit_effects(model, queries, sets(), seed=seed, executor=spread)
+
+        return steps.table(name, EFFECT_COLUMNS, make, keys)
 
     def collateral(name: str, columns: Sequence[str], measure: Callable[[float], pd.DataFrame]) -> pd.DataFrame:
         def make() -> pd.DataFrame:
@@ -304,16 +331,18 @@ def _prediction(model: HookedModel, item: Subject, located: QRNeurons, sample: S
     )
 
 
-def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_site: str) -> None:
-    """Make the folder this study's, or refuse it. The file of the model is noted and need not be the same one."""
+def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_site: str) -> int:
+    """Make the folder this study's, or refuse it; the format that it is in. The file of the model is noted and need not be
+    the same one."""
     path = folder / "study.json"
-    claim = claim_in(path, "study")
+    claim = whole_claim_in(path, "study", LOCK, JOURNAL)
     if claim is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record({**about, **source}, path)
+        with usable():
+            write_record({**about, **source}, path)
     else:
         theirs = {name: value for name, value in claim.items() if name not in ("format", "source")}
         theirs["config"] = claimed_config(claim, path, default_site)
         if isinstance(theirs.get("sample"), dict):  # an older study's has no number of single neurons
             theirs["sample"] = {"single_neurons": Sample().single_neurons, **theirs["sample"]}
         refuse_another(folder, "study", differences(about, theirs))
+    return FORMAT if claim is None else int(claim["format"])

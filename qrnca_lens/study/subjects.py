@@ -16,7 +16,8 @@ from qrnca_lens.data import Distractors, Query, QuerySet, Read, load_queries
 from qrnca_lens.data.query import check_query_set, check_read
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
-from qrnca_lens.runs.pipeline import check_enough_left, check_prompts, queries_for, without
+from qrnca_lens.runs.failures import check_enough_left, without
+from qrnca_lens.runs.prompts import check_prompts, queries_for
 
 _RENDERINGS = 4  # shuffles of the detection half that the probe of the neuron-based prediction is fitted on
 _FIGURE = "-significance"  # the longest ending of a figure's name in the report

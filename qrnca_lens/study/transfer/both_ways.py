@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qrnca_lens.clustering.qr_neurons import Failure, failed_table
+from qrnca_lens.clustering.tables import Failure, failed_table
 from qrnca_lens.data import DataError, QuerySet, Read
 from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.runs.answering import COLUMNS, ChanceWarning, Check
 from qrnca_lens.runs.checking import check
-from qrnca_lens.runs.pipeline import without
+from qrnca_lens.runs.failures import without
 
 PROMPT_COLUMNS = [*COLUMNS, "read"]
 WAYS = ("both", "letter only", "answer only", "neither")

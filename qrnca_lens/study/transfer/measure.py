@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import pandas as pd
 
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
-from qrnca_lens.clustering.qr_neurons import FAILED_COLUMNS, failed_table
-from qrnca_lens.core.claims import claim_in, differences, refuse_another
-from qrnca_lens.core.store import read_table, run_place, usable, write_record, write_table
+from qrnca_lens.clustering.tables import FAILED_COLUMNS, failed_table
+from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
+from qrnca_lens.core.claims import differences, refuse_another, whole_claim_in
+from qrnca_lens.core.journal import JOURNAL, Journal
+from qrnca_lens.core.kept import KeptTables
+from qrnca_lens.core.store import FORMAT, run_place, usable, write_record
 from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.core.values import seed_number, whole_number
-from qrnca_lens.core.writing import check_target
+from qrnca_lens.core.writing import tidy
 from qrnca_lens.data import QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel, check_hooked, check_site
@@ -86,15 +90,21 @@ def transfer(
         "seed": seed,
         "most": most,
     }
+    tables = None
     if folder:
-        _check_claim(folder, about)
-    with progress_bar(progress) as bar:
-        task = bar.add_task("transfer", total=5)
-        steps = _Steps(folder, about, lambda text: bar.update(task, advance=1, description=f"transfer: {text}"))
-        measured = _measure(model, (letters, texts), config, steps, seed, most)
-    found = replace(measured, about={**about, "versions": measured.letter.about.get("versions", {})}, folder=folder)
-    if folder:
-        write_transfer(found, folder)
+        refuse_busy(folder)
+        tables = KeptTables(folder, written=_check_claim(folder, about))
+    with ExitStack() as stack, progress_bar(progress) as bar:
+        task, journal = bar.add_task("transfer", total=5), Journal(folder)
+
+        def done(text: str) -> None:
+            journal.say(text)
+            bar.update(task, advance=1, description=f"transfer: {text}")
+
+        measured = _measure(model, (letters, texts), config, _Steps(folder, tables, about, stack, done), seed, most)
+        found = replace(measured, about={**about, "versions": measured.letter.about.get("versions", {})}, folder=folder)
+        if folder and tables:
+            write_transfer(found, folder, tables)
     return found
 
 
@@ -103,14 +113,23 @@ class _Steps:
     """The kept steps: tables in a folder, or nowhere."""
 
     folder: Path | None
+    tables: KeptTables | None
     about: dict[str, Any]
+    stack: ExitStack
     done: Callable[[str], None]
 
     def claim(self) -> None:
-        """Make the folder this measurement's."""
-        if self.folder and not (self.folder / _MANIFEST).is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_record(self.about, self.folder / _MANIFEST)
+        """Make the folder this measurement's, for this call alone while it lasts."""
+        if self.folder:
+            with usable():
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self.stack.enter_context(alone_in(self.folder))
+            _check_claim(self.folder, self.about)
+            with usable():
+                tidy(self.folder)
+            if not (self.folder / _MANIFEST).is_file():
+                with usable():
+                    write_record(self.about, self.folder / _MANIFEST)
 
     def table(self, name: str, columns: Collection[str], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The kept table, else a new one, which is then kept."""
@@ -122,19 +141,12 @@ class _Steps:
 
     def kept(self, name: str, columns: Collection[str]) -> pd.DataFrame | None:
         """The kept table; None where there is none with these columns."""
-        path = self.folder and self.folder / f"{name}.parquet"
-        kept = read_table(path) if path and path.is_file() else None
+        kept = self.tables.kept(name) if self.tables else None
         return kept if kept is not None and set(columns) <= set(kept.columns) else None
 
     def keep(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
         """Keep a table; as it is read again."""
-        if self.folder is None:
-            return table
-        path = self.folder / f"{name}.parquet"
-        with usable():
-            check_target(path)
-        write_table(table, path)
-        return read_table(path)
+        return table if self.tables is None else self.tables.keep(name, table)
 
     def located(self, model: HookedModel, queries: QuerySet, config: QRNCAConfig, name: str) -> QRNeurons:
         """The run in the sub-folder `name`."""
@@ -196,8 +208,10 @@ def _split(model: HookedModel, letter: QRNeurons, answer: QRNeurons, steps: _Ste
     return split[SPLIT_COLUMNS]
 
 
-def _check_claim(folder: Path, about: dict[str, Any]) -> None:
-    """Refuse a folder of another measurement, or with other files."""
-    claim = claim_in(folder / _MANIFEST, "measurement")
-    if claim is not None:
-        refuse_another(folder, "measurement", differences(about, {key: claim[key] for key in claim if key != "format"}))
+def _check_claim(folder: Path, about: dict[str, Any]) -> int:
+    """Refuse a folder of another measurement, or with other files; the format that it is in."""
+    claim = whole_claim_in(folder / _MANIFEST, "measurement", LOCK, JOURNAL)
+    if claim is None:
+        return FORMAT
+    refuse_another(folder, "measurement", differences(about, {key: claim[key] for key in claim if key != "format"}))
+    return int(claim["format"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from qrnca_lens.core.store import write_record, write_table
-from qrnca_lens.core.writing import plain_name
+from qrnca_lens.core.kept import KeptTables
+from qrnca_lens.core.store import write_record
 from qrnca_lens.study.transfer.figures import effects_figure, split_figure
 from qrnca_lens.study.transfer.kinds import limits
 from qrnca_lens.study.transfer.result import Transfer
@@ -64,11 +64,11 @@ def tables_of(found: Transfer) -> dict[str, pd.DataFrame]:
     }
 
 
-def write_transfer(found: Transfer, folder: Path) -> Path:
-    """Write all files into the folder and return the page's path. What `measure` keeps is there already."""
+def write_transfer(found: Transfer, folder: Path, kept: KeptTables) -> Path:
+    """Write all files into the folder, the tables among its kept ones, and return the page's path."""
     tables = tables_of(found)
     for name, table in {**tables, "pairs": found.pairs, "changes": found.changes, "neurons": found.neurons}.items():
-        write_table(table, folder / f"{plain_name(name)}.parquet")
+        kept.keep(name, table)
     record = {"about": found.about, "limits": limits(found.neurons)}
     write_record({**record, **{name: _records(table) for name, table in tables.items()}}, folder / "transfer.json")
     title = f"Does the letter stand for the knowledge? {found.letter.model.name}"

@@ -1,0 +1,44 @@
+"""The columns of a result's tables, and the small records that stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
+from qrnca_lens.core.values import whole_number
+
+TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
+QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
+FAILED_COLUMNS = ["query", "group", "prompt", "reason"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Which model the neurons belong to: its name, its size and the fingerprint of its weights."""
+
+    name: str
+    n_layers: int
+    d_mlp: int
+    fingerprint: str
+
+    def bin_width(self, bins: int) -> int:
+        """How many neurons of a layer stand in each of at most `bins` bins of equal width. ValueError for `bins` below 1."""
+        return -(-self.d_mlp // whole_number("bins", bins, at_least=1))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A query that could not be used: its first prompt (counted from 0) that failed, and why."""
+
+    query: str
+    group: str
+    prompt: int
+    reason: str
+
+
+def failed_table(failures: Iterable[Failure] = ()) -> pd.DataFrame:
+    """`QRNeurons.failed`: one row a query with FAILED_COLUMNS."""
+    return pd.DataFrame([asdict(failure) for failure in failures], columns=FAILED_COLUMNS)
