@@ -90,7 +90,10 @@ def ended(process: Any) -> tuple[int, str]:
     """Its exit code, and what it said."""
     process.join(120)
     assert process.exitcode is not None
-    return process.exitcode, process.told.recv() if process.told.poll() else ""
+    try:
+        return process.exitcode, process.told.recv()
+    except EOFError:
+        return process.exitcode, ""
 
 
 def killed_at(moment: int, out: Path, call: Callable[[], object]) -> Callable[[], object]:

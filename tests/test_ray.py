@@ -17,7 +17,6 @@ import torch
 from runs import CONFIG, LONG
 
 from qrnca_lens.clustering import QRNeurons
-from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
 from qrnca_lens.engine.executors import Executor
 from qrnca_lens.models import ModelError, load_model
@@ -70,14 +69,14 @@ class Killing:
         for found in self.executor.run(work, items):
             yield found
             if isinstance(work, Compute) and not self.killed:
-                self.killed = min(workers() - self.others)
+                self.killed = min(workers(loaded=True) - self.others)
                 os.kill(self.killed, signal.SIGKILL)
 
 
-def workers() -> set[int]:
-    """The processes of Ray that hold a model."""
-    found = psutil.process_iter(["cmdline"])
-    return {process.pid for process in found if "ray::_Worker" in " ".join(process.info["cmdline"] or ())}
+def workers(loaded: bool = False) -> set[int]:
+    """The processes of Ray that are workers; with `loaded` without those that load their model."""
+    named = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    return {pid for pid, name in named.items() if "ray::_Worker" in name and not (loaded and "_Worker.ready" in name)}
 
 
 def quietly(*args: Any, **named: Any) -> QRNeurons:
@@ -94,6 +93,18 @@ def equal(one: QRNeurons, other: QRNeurons) -> None:
     assert one.asked == other.asked
 
 
+def test_a_worker_that_is_killed_is_replaced(model: Any, short_queries: QuerySet) -> None:
+    """First of all: later the workers of the other tests could be meant."""
+    many = QuerySet(tuple(replace(q, id=f"{q.id}-{turn}") for turn in range(5) for q in short_queries), "many")
+    wanted = quietly(model, many, CONFIG)
+    with RayExecutor(model, workers=2) as executor:
+        killing = Killing(executor)
+        with pytest.warns(WorkerWarning, match=r"a worker of Ray died .*; another does its work"):
+            found = quietly(model, many, CONFIG, engine=killing)
+    assert killing.killed
+    equal(found, wanted)
+
+
 def test_two_workers_find_what_one_process_does(
     model: Any, executor: RayExecutor, short_queries: QuerySet, tmp_path: Path
 ) -> None:
@@ -108,21 +119,10 @@ def test_two_workers_find_what_one_process_does(
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
 
 
-def test_a_worker_that_is_killed_is_replaced(model: Any, short_queries: QuerySet) -> None:
-    many = QuerySet(tuple(replace(q, id=f"{q.id}-{turn}") for turn in range(5) for q in short_queries), "many")
-    wanted = quietly(model, many, CONFIG)
-    with RayExecutor(model, workers=2) as executor:
-        killing = Killing(executor)
-        with pytest.warns(WorkerWarning, match=r"a worker of Ray died .*; another does its work"):
-            found = quietly(model, many, CONFIG, engine=killing)
-    assert killing.killed
-    equal(found, wanted)
-
-
 def test_a_query_that_fails_ends_the_call_only_if_asked(model: Any, executor: RayExecutor, short_queries: QuerySet) -> None:
     queries = QuerySet((*short_queries, LONG), "short")
     for engine in ("local", executor):
-        with pytest.raises(ModelError, match=r"is too long|at most|positions") as told:
+        with pytest.raises(ModelError, match=r"the prompt has 801 tokens, the model's context holds 128") as told:
             quietly(model, queries, CONFIG, engine=engine, fail_fast=True)
         assert "at query 'long', prompt 1" in getattr(told.value, "__notes__", ["at query 'long', prompt 1"])
 
@@ -148,27 +148,10 @@ def test_models_that_workers_cannot_have_are_refused(model: Any, model_of: Calla
         RayExecutor(other)
     changed = load_model(folder_of("llama"), device="cpu")
     with torch.no_grad():
-        changed.W_out[0, 0, 0] += 1.0
+        changed.blocks[0].mlp.W_out[0, 0] += 1.0
     with RayExecutor(changed, workers=1) as executor, pytest.raises(ModelError, match="finds other weights there"):
-        next(executor.run(len, [1]))
+        next(executor.run(nothing, [1]))
 
 
-def test_a_piece_that_kills_its_workers_is_told(model: Any) -> None:
-    with RayExecutor(model, workers=1) as executor, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(RunError, match="3 workers of Ray died over the same piece of work"):
-            next(executor.run(die, [1]))
-
-
-def die(model: Any, item: Any) -> None:
-    """The end of the process that it runs in."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_cluster_that_is_not_there(model: Any) -> None:
-    ray.shutdown()
-    try:
-        with pytest.raises(RunError, match=r"Ray's cluster at .* cannot be reached"):
-            RayExecutor(model, address="127.0.0.1:1")
-    finally:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+def nothing(model: Any, item: Any) -> None:
+    """Work that is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -17,6 +18,12 @@ from qrnca_lens.core.store import RunError, read_record, usable, write_record
 LOCK = ".lock"
 """What the names of the files of a lock begin with."""
 _OWNER = f"{LOCK}.json"
+_TRIES, _PAUSE = 20, 0.05
+
+
+def left_by_the_dead(folder: Path) -> bool:
+    """Whether there are files of a lock that nobody has."""
+    return (folder / LOCK).exists() and not is_busy(folder)
 
 
 @contextmanager
@@ -65,9 +72,11 @@ def is_busy(folder: Path) -> bool:
 
 def owner_of(folder: Path) -> str:
     """Who works in a folder that is busy: "process 7 on host, since 2026-01-01T12:00:00+00:00"."""
-    with suppress(RunError):
-        owner = read_record(folder / _OWNER)
-        return f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}"
+    for _ in range(_TRIES):  # it says so a moment after it has the folder
+        with suppress(RunError):
+            owner = read_record(folder / _OWNER)
+            return f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')}"
+        time.sleep(_PAUSE)
     return "another process, which did not say who it is"
 
 

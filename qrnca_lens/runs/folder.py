@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.gaps import PromptGaps, gap_table
 from qrnca_lens.clustering.saving import HEADER, SavedTables, result_of, whole_tables
 from qrnca_lens.clustering.tables import QUERY_COLUMNS, TABLE_COLUMNS, Failure, ModelShape
-from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
+from qrnca_lens.core.alone import LOCK, alone_in, left_by_the_dead, refuse_busy
 from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
 from qrnca_lens.core.journal import JOURNAL, Journal
 from qrnca_lens.core.store import SEALED, DamagedRunError, DamageWarning, RunError, field_of, usable, write_record
@@ -116,7 +116,17 @@ class RunFolder:
         if known is None or known.finished is None or not self._holds(known.finished):
             return None
         self._take(Part(_tables_of(known.finished)))
+        self._tidy(self._path, known)
         return known.finished
+
+    def _tidy(self, path: Path, known: _Known) -> None:
+        """Remove what a call that was killed while it finished has left: parts of the result, its lock."""
+        if known.finished is None or not ((path / PARTS).is_dir() or left_by_the_dead(path)):
+            return
+        with suppress(RunError), alone_in(path):  # one that may not be written into, or in which another works, stays
+            if (path / PARTS).is_dir():
+                parts = Parts(path / PARTS, self._identity.beside_model, known.finished.model, known.asked)
+                parts.remove(known.finished.queries["query"].tolist())
 
     def refuse_busy(self) -> None:
         """RunError where another call works in the folder, before anything is done for one that would be refused later."""
@@ -188,8 +198,7 @@ class RunFolder:
         if self._path is not None and self._parts is not None:
             with usable():
                 located.write_into(self._path)
-            if self.done <= set(located.queries["query"]):
-                self._parts.remove()
+            self._parts.remove(located.queries["query"].tolist())
             self.journal.say(f"finished: {len(located.queries)} queries located, {len(located.failed)} failed")
 
     def _known(self, path: Path, *, warn: bool = True) -> _Known | None:

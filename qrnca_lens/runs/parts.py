@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from qrnca_lens.core.store import (
     Checksums,
     DamagedRunError,
     DamageWarning,
+    RunError,
     field_of,
     read_record,
     usable,
@@ -97,11 +98,17 @@ class Parts:
             for file in files.values():
                 file.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Remove all parts, and the folder unless something else is in it."""
-        for there in list(self.folder.iterdir()):
-            if there.name.isdigit() and there.is_dir():
-                shutil.rmtree(there)
+    def remove(self, queries: Collection[str]) -> None:
+        """Remove the parts that hold none but these queries, and the folder unless something else is in it."""
+        tidy(self.folder)
+        for there in [there for there in self.folder.iterdir() if there.name.isdigit() and there.is_dir()]:
+            with suppress(RunError):  # a newer one
+                try:
+                    held = read_record(there / _RECORD).get("queries", {})
+                except DamagedRunError:  # one that is of no use, such as one whose removal was cut off
+                    held = {}
+                if set(queries).issuperset(held):
+                    shutil.rmtree(there)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
