@@ -15,6 +15,18 @@ from qrnca_lens.data import Prompt, Query
 from qrnca_lens.runs import work
 
 CONFIG = QRNCAConfig(steps=3)
+FILES = [
+    "asked.json",
+    "clusters.parquet",
+    "common_neurons.parquet",
+    "gaps.parquet",
+    "header.json",
+    "log.txt",
+    "manifest.json",
+    "qr_neurons.parquet",
+    "queries.parquet",
+]
+"""What a finished run folder holds."""
 LONG = Query("long", "g0", (Prompt("Answer:", "A"), Prompt("word " * 200, "A")))
 
 

@@ -23,12 +23,12 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from runs import CONFIG, same
+from runs import CONFIG, FILES, same
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
-from qrnca_lens.runs import folder, work
+from qrnca_lens.runs import folder, pipeline
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study import Subject
 from qrnca_lens.study.reproduction import Sample, reproduce
@@ -50,7 +50,7 @@ def one_thread() -> Any:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part for every two queries, so that there are many moments."""
-    monkeypatch.setattr(work, "QUERIES_TOGETHER", 2)
+    monkeypatch.setattr(pipeline, "QUERIES_TOGETHER", 2)
     monkeypatch.setattr(folder, "_FLUSH_SECONDS", -1.0)
 
 
@@ -132,17 +132,7 @@ def test_a_run_killed_before_any_change_on_disk_goes_on(
         same(found, wanted)
         pd.testing.assert_frame_equal(QRNeurons.load(out).table, found.table)
         left = sorted(path.name for path in out.iterdir())
-        assert left == [
-            "asked.json",
-            "clusters.parquet",
-            "common_neurons.parquet",
-            "gaps.parquet",
-            "header.json",
-            "log.txt",
-            "manifest.json",
-            "qr_neurons.parquet",
-            "queries.parquet",
-        ], left
+        assert left == FILES, left
         moment += 1
     assert moment > 60, "hardly any change was met"
 

@@ -19,7 +19,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.kept import KeptTables
 from qrnca_lens.core.store import DamagedRunError, DamageWarning, RunError, read_record, write_record, write_table
 from qrnca_lens.data import QuerySet
-from qrnca_lens.runs import folder, work
+from qrnca_lens.runs import folder, pipeline, work
 from qrnca_lens.runs.pipeline import locate
 
 
@@ -39,7 +39,7 @@ def asked(short_queries: QuerySet) -> QuerySet:
 @pytest.fixture
 def cut(model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was interrupted with three parts of two queries each."""
-    monkeypatch.setattr(work, "QUERIES_TOGETHER", 2)
+    monkeypatch.setattr(pipeline, "QUERIES_TOGETHER", 2)
     monkeypatch.setattr(folder, "_FLUSH_SECONDS", -1.0)
     with monkeypatch.context() as patched:
         failing(patched, short_queries["q6"].prompts[0].text, error=KeyboardInterrupt)
@@ -234,8 +234,6 @@ def test_another_question_for_the_same_prompts_is_another_run(
 def test_a_finished_run_is_opened_without_a_look_at_prompts_or_all_weights(
     finished: tuple[Path, QRNeurons], model_of: Callable[[str], Any], asked: QuerySet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qrnca_lens.runs import pipeline
-
     monkeypatch.setattr(pipeline, "check_prompts", None)
     monkeypatch.setattr(pipeline, "model_fingerprint", None)
     before = {path: path.read_bytes() for path in finished[0].iterdir()}
@@ -248,8 +246,6 @@ def test_seconds_and_versions_are_those_of_all_calls(
 ) -> None:
     before = sum(read_record(path)["seconds"] for path in cut.glob("parts/*/part.json"))
     versions = json.loads((cut / "manifest.json").read_text())["versions"]
-    from qrnca_lens.runs import pipeline
-
     monkeypatch.setattr(pipeline, "_versions", lambda: {**versions, "torch": "9.9"})
     found = located(model_of, short_queries, cut)
     assert found.about["versions"] == versions

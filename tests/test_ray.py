@@ -17,6 +17,7 @@ import torch
 from runs import CONFIG, LONG
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
 from qrnca_lens.engine.executors import Executor
 from qrnca_lens.models import ModelError, load_model
@@ -155,3 +156,20 @@ def test_models_that_workers_cannot_have_are_refused(model: Any, model_of: Calla
 
 def nothing(model: Any, item: Any) -> None:
     """Work that is none."""
+
+
+def test_a_piece_that_kills_its_workers_is_told(model: Any) -> None:
+    def die(model: Any, item: Any) -> None:  # in here, so that it goes to the worker whole, which cannot import the tests
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with RayExecutor(model, workers=1) as executor, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RunError, match="3 workers of Ray died over the same piece of work"):
+            next(executor.run(die, [1]))
+
+
+def test_a_cluster_that_is_not_there(model: Any) -> None:
+    """The last test: it ends the cluster of the others."""
+    ray.shutdown()
+    with pytest.raises(RunError, match=r"Ray's cluster at '127.0.0.1:1' cannot be reached: .*; start it"):
+        RayExecutor(model, address="127.0.0.1:1")

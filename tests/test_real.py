@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def test_texts_are_read_as_the_model_reads_them(real: Any) -> None:
 
 
 def test_the_engine_attributes_as_the_plain_path_does(real: Any) -> None:
-    task = PathTask(real, "up", quadrature("right", 2).with_ends())
+    """The plain path in float64: in float32 its own rounding is 1.3e-4 of the highest score on some CPUs (the engine's 5e-6)."""
+    exact, rule = copy.deepcopy(real).double(), quadrature("right", 2).with_ends()
     ask = asked(reader_of(real).tokens(PROMPTS[0]), probability_of(reader_of(real).token(" Paris")))
-    (fast,), plain = integrate_by_rows(task, [ask]), integrate_plainly(task, ask)
+    (fast,), plain = (
+        integrate_by_rows(PathTask(real, "up", rule), [ask]),
+        integrate_plainly(PathTask(exact, "up", rule), ask),
+    )
     assert fast.scores.shape == (30, 1536)
-    # two ways through 30 layers in float32: 1.3e-4 of the highest score on a CPU with AVX2, less on others
-    assert (fast.scores - plain.scores).abs().max() <= 3e-4 * plain.scores.abs().max()
+    assert (fast.scores - plain.scores).abs().max() <= 1e-4 * plain.scores.abs().max()
     assert fast.untouched == pytest.approx(plain.untouched, rel=1e-4)
     found = ql.attribute(real, PROMPTS[0], " Paris", steps=2, site="up")
     assert torch.allclose(found.scores, fast.scores, atol=1e-5 * float(plain.scores.abs().max()))

@@ -16,13 +16,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from runs import CONFIG, as_older, failing, same
+from runs import CONFIG, FILES, as_older, failing, same
 
 from qrnca_lens.attribution.letters import option_tokens
 from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.core.store import FORMAT, DamageWarning, RunError, write_table
 from qrnca_lens.data import QuerySet, save_queries
-from qrnca_lens.runs import prompts, work
+from qrnca_lens.runs import pipeline, prompts, work
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.study import Subject, reproduce
 
@@ -49,17 +49,7 @@ def test_a_run_folder_holds_the_result(model_of: Callable[[str], Any], short_que
         assert form["mean_mass"] == pytest.approx(sum(options.mass for options in alike) / len(alike))
         assert form["lowest_mass"] == min(options.mass for options in alike)
     assert manifest["versions"]["torch"]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "asked.json",
-        "clusters.parquet",
-        "common_neurons.parquet",
-        "gaps.parquet",
-        "header.json",
-        "log.txt",
-        "manifest.json",
-        "qr_neurons.parquet",
-        "queries.parquet",
-    ]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == FILES
 
 
 def test_a_finished_run_is_not_computed_again(
@@ -103,7 +93,8 @@ def test_a_killed_run_goes_on_where_it_was(
     code = (
         "import sys, time, qrnca_lens as ql, qrnca_lens.runs.work as p, qrnca_lens.runs.folder as f\n"
         "f._FLUSH_SECONDS = 0.0\n"
-        "real, p.QUERIES_TOGETHER = p.attribute, 2\n"
+        "import qrnca_lens.runs.pipeline as chunks\n"
+        "real, chunks.QUERIES_TOGETHER = p.attribute, 2\n"
         "p.attribute = lambda *a, **k: (time.sleep(0.1), real(*a, **k))[1]\n"
         "model, queries = ql.load_model(sys.argv[1], device='cpu'), ql.load_queries(sys.argv[2])\n"
         "ql.locate(model, queries, ql.QRNCAConfig(steps=3), out=sys.argv[3], progress=False)\n"
@@ -127,7 +118,7 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_a_run_goes_on_with_fewer_or_more_queries(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "QUERIES_TOGETHER", 2)
+    monkeypatch.setattr(pipeline, "QUERIES_TOGETHER", 2)
     model, ids = model_of("llama"), [q.id for q in short_queries]
     with monkeypatch.context() as patched:
         failing(patched, short_queries["q6"].prompts[0].text, error=KeyboardInterrupt)
@@ -298,8 +289,12 @@ def test_another_run_is_refused_with_the_difference(
     assert (tmp_path / "manifest.json").read_text() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="holds other files"):
-        locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "other", progress=False)
+    for name in ("thesis.txt", ".film.part", "log.txt"):
+        (tmp_path / "other" / name).write_text("mine")
+        with pytest.raises(RunError, match="holds other files"):
+            locate(model_of("llama"), short_queries, CONFIG, out=tmp_path / "other", progress=False)
+        assert {path.name: path.read_text() for path in (tmp_path / "other").iterdir()} == {name: "mine"}
+        (tmp_path / "other" / name).unlink()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from qrnca_lens.cli.app import app
 from qrnca_lens.core.alone import alone_in
 from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
-from qrnca_lens.runs import folder, work
+from qrnca_lens.runs import folder, pipeline
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.runs.status import RunStatus, duration, last_lines, status_of
 from qrnca_lens.study import Subject
@@ -35,7 +35,7 @@ def test_the_status_of_a_run(
     model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, queries, out = model_of("llama"), QuerySet((LONG, *short_queries), "short"), tmp_path / "run"
-    monkeypatch.setattr(work, "QUERIES_TOGETHER", 2)
+    monkeypatch.setattr(pipeline, "QUERIES_TOGETHER", 2)
     monkeypatch.setattr(folder, "_FLUSH_SECONDS", -1.0)
     with monkeypatch.context() as patched:
         failing(patched, short_queries["q2"].prompts[0].text)

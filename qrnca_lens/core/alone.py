@@ -18,6 +18,7 @@ from qrnca_lens.core.store import RunError, read_record, usable, write_record
 LOCK = ".lock"
 """What the names of the files of a lock begin with."""
 _OWNER = f"{LOCK}.json"
+_PATIENCE = 0.5  # seconds: one that only looks whether the folder is busy has the lock for a moment
 _TRIES, _PAUSE = 20, 0.05
 
 
@@ -34,7 +35,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     RunError, with the other's process id, host and time of start, where another call works in it, in this process or in
     another; and where no file can be made.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=_PATIENCE)
     with usable():
         try:
             lock.acquire()

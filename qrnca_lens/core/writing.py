@@ -8,6 +8,7 @@ folder of runs may lie on another disk.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_MAKING = ".part"  # what the names of things in the making end with
+_IN_THE_MAKING = re.compile(r"\..+\.[0-9a-f]{16}\.part")
 _LONGEST = 255  # bytes of a name, on all common file systems
 
 
@@ -44,8 +45,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes left in the making. Nobody else may be writing in the folder."""
-    for left in folder.glob(f".*{_MAKING}"):
+    """Remove what killed processes left in the making, which is known by its name (`_beside`). Nobody else may be writing in
+    the folder."""
+    for left in (path for path in folder.iterdir() if _IN_THE_MAKING.fullmatch(path.name)):
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
@@ -139,4 +141,4 @@ def _probe(path: Path, way: Iterable[Path]) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{_MAKING}")
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")

@@ -19,7 +19,7 @@ from qrnca_lens.clustering.saving import HEADER, SavedTables, result_of, whole_t
 from qrnca_lens.clustering.tables import QUERY_COLUMNS, TABLE_COLUMNS, Failure, ModelShape
 from qrnca_lens.core.alone import LOCK, alone_in, left_by_the_dead, refuse_busy
 from qrnca_lens.core.claims import claim_in, claimed_config, differences, refuse_another
-from qrnca_lens.core.journal import JOURNAL, Journal
+from qrnca_lens.core.journal import Journal
 from qrnca_lens.core.store import SEALED, DamagedRunError, DamageWarning, RunError, field_of, usable, write_record
 from qrnca_lens.core.writing import tidy
 from qrnca_lens.data import Query, QuerySet
@@ -36,13 +36,14 @@ class RunIdentity:
 
     `reader` is `Reader.record`; the class of the tokenizer in it may be another, as transformers renames them.
     `default_site` is what a folder of format 1 means by a site of null. `name` is the model's; `shape` gives the rest, which
-    takes a while, as all weights are hashed; `weights` tells much faster that they are the same (`weights_sum`).
+    takes a while, as all weights are hashed; `summed` tells much faster that they are the same (`weights_sum`). Either is
+    called where it is needed, once.
     """
 
     config: dict[str, Any]
     name: str
     shape: Callable[[], ModelShape]
-    weights: str
+    summed: Callable[[], str]
     reader: dict[str, Any]
     queries: QuerySet
     default_site: str
@@ -51,6 +52,11 @@ class RunIdentity:
     def model(self) -> ModelShape:
         """The model's name, size and fingerprint."""
         return self.shape()
+
+    @cached_property
+    def weights(self) -> str:
+        """The sum of the model's weights."""
+        return self.summed()
 
     @property
     def beside_model(self) -> dict[str, Any]:
@@ -91,7 +97,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | None, identity: RunIdentity) -> None:
-        self._path, self._identity = path, identity
+        self._path, self.identity = path, identity
         self._clusters: list[pd.DataFrame] = []
         self._queries: list[tuple[str, str, int, float, float]] = []
         self._gaps: list[PromptGaps] = []
@@ -125,7 +131,7 @@ class RunFolder:
             return
         with suppress(RunError), alone_in(path):  # one that may not be written into, or in which another works, stays
             if (path / PARTS).is_dir():
-                parts = Parts(path / PARTS, self._identity.beside_model, known.finished.model, known.asked)
+                parts = Parts(path / PARTS, self.identity.beside_model, known.finished.model, known.asked)
                 parts.remove(known.finished.queries["query"].tolist())
 
     def refuse_busy(self) -> None:
@@ -148,6 +154,7 @@ class RunFolder:
                 stack.enter_context(alone_in(self._path))
                 self._go_on(self._path, origin)
             stack.callback(self.flush)
+            self._flushed = time.monotonic()
             yield
 
     def add(self, query: Query, cluster: pd.DataFrame, gaps: Sequence[PromptGaps]) -> None:
@@ -204,9 +211,9 @@ class RunFolder:
     def _known(self, path: Path, *, warn: bool = True) -> _Known | None:
         """What the folder says of itself, None for one without a manifest. RunError if it is another run."""
         try:
-            record = claim_in(path / MANIFEST, "run", LOCK, JOURNAL)
+            record = claim_in(path / MANIFEST, "run", LOCK)
         except DamagedRunError as error:
-            self._check_ours(path, error)
+            self._check_ours(path, error, warn)
             record = None
         if record is None:
             return None
@@ -221,14 +228,14 @@ class RunFolder:
 
     def _go_on(self, path: Path, origin: Mapping[str, Any]) -> None:
         """Make the folder ready for more; what stands in it is read anew, now that no other call writes."""
+        known, identity = self._known(path), self.identity
         with usable():
             tidy(path)
-        known, identity = self._known(path), self._identity
         asked = {**identity.fingerprints, **(known.asked if known else {})}
         self._parts = Parts(path / PARTS, identity.beside_model, identity.model, asked)
         if known is not None and known.record["format"] < SEALED and (path / PARTS).is_dir():
             self._parts.renew()
-        self._record = _recorded(known, origin)
+        self._record = _recorded(known, origin, path / MANIFEST)
         new = {**self._record, **identity.record(asked)}
         if known is None or new != {name: value for name, value in known.record.items() if name != "format"}:
             with usable():
@@ -242,21 +249,22 @@ class RunFolder:
         done = sum(query.id in self.done for query in identity.queries)
         self.journal.say(f"locating {len(identity.queries)} queries, {done} of them done, with {origin['versions']}")
 
-    def _check_ours(self, path: Path, error: DamagedRunError) -> None:
+    def _check_ours(self, path: Path, error: DamagedRunError, warn: bool) -> None:
         """RunError for a damaged manifest in a folder where nothing else tells that it is of this run; else a warning."""
-        identity = self._identity
+        identity = self.identity
         parts = Parts(path / PARTS, identity.beside_model, identity.model, identity.fingerprints)
         if not parts.any_of_this_run() and not result_of(path, identity.beside_model, identity.model):
             raise RunError(
                 f"{error.what}, and nothing else in the folder tells that it is of this run; choose another folder, or "
                 "delete this one"
             ) from None
-        warnings.warn(f"{error.what}; it is made anew", DamageWarning, stacklevel=2)
+        if warn:
+            warnings.warn(f"{error.what}; it is made anew", DamageWarning, stacklevel=2)
 
     def _check(self, record: dict[str, Any], path: Path, finished: QRNeurons | None) -> dict[str, str]:
         """The fingerprints of the recorded run's queries by id, as this version has them. RunError if it is another run than
         this one."""
-        identity, ours = self._identity, self._identity.fingerprints
+        identity, ours = self.identity, self.identity.fingerprints
         config = claimed_config(record, path, identity.default_site)
         model = field_of(dict[str, Any], record, "model", path)
         if record["format"] > 1:
@@ -288,7 +296,7 @@ class RunFolder:
 
     def _holds(self, finished: QRNeurons) -> bool:
         known = {*finished.queries["query"], *finished.failed["query"]}
-        return known >= {query.id for query in self._identity.queries}
+        return known >= {query.id for query in self.identity.queries}
 
     def _keep(self, part: Part) -> None:
         if self._parts is not None:
@@ -307,7 +315,7 @@ class RunFolder:
     def _reopen(self, finished: QRNeurons | None, path: Path) -> None:
         """Make an unfinished run of a finished one: its tables, as far as they are whole, become a part before the header
         goes."""
-        tables = whole_tables(path, self._identity.model) if finished is None else _tables_of(finished)
+        tables = whole_tables(path, self.identity.model) if finished is None else _tables_of(finished)
         if tables is not None and not self.done.issuperset(tables.queries["query"]):
             seconds = 0.0 if finished is None else float(finished.about.get("seconds", 0.0))
             self._keep(Part(tables, seconds=max(0.0, seconds - self.seconds)))
@@ -318,12 +326,12 @@ def _tables_of(finished: QRNeurons) -> SavedTables:
     return SavedTables(finished.clusters, finished.queries, finished.gaps)
 
 
-def _recorded(known: _Known | None, origin: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(known: _Known | None, origin: Mapping[str, Any], manifest: Path) -> dict[str, Any]:
     """What the manifest says beside the identity: of the first call, with the versions of all."""
     if known is None:
         return dict(origin)
     record = {name: value for name, value in known.record.items() if name != "format"}
-    again = list(record.get("resumed_with", []))
+    again = field_of(tuple[dict[str, Any], ...], {"resumed_with": [], **record}, "resumed_with", manifest)
     if origin["versions"] not in (record.get("versions"), *again):
         record["resumed_with"] = [*again, origin["versions"]]
     return record

@@ -21,7 +21,8 @@ from qrnca_lens.core.terminal import progress_bar
 from qrnca_lens.data import QuerySet, Read
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.agreement import tolerance_of
-from qrnca_lens.engine.executors import Executor, in_order
+from qrnca_lens.engine.batches import QUERIES_TOGETHER
+from qrnca_lens.engine.executors import Executor
 from qrnca_lens.models import HookedModel, check_hooked, check_site, mlp_width, reader_of
 from qrnca_lens.models.fingerprint import model_fingerprint, weights_sum
 from qrnca_lens.models.origin import source_entry
@@ -30,7 +31,7 @@ from qrnca_lens.runs.executing import Engine, check_engine, executor_for
 from qrnca_lens.runs.failures import FailedQueriesWarning, check_enough_left, told_of, without
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 from qrnca_lens.runs.prompts import CheckedPrompts, check_prompts, queries_for
-from qrnca_lens.runs.work import LOOKED_AT, Chunk, Compute, chunk_size
+from qrnca_lens.runs.work import Chunk, Compute
 
 _VERSIONS = ("transformer_lens", "transformers", "torch", "numpy", "pandas")
 
@@ -98,9 +99,8 @@ def locate(
     queries = queries_for(queries, config.read)
     check_enough_queries(len(queries), config.common_share)
     reader = reader_of(model).record()
-    name, weights, default_site = str(model.cfg.model_name), weights_sum(model), check_site(model, None)
-    identity = RunIdentity(asdict(config), name, partial(_shape, model), weights, reader, queries, default_site)
-    run = RunFolder(folder, identity)
+    name, default_site, summed = str(model.cfg.model_name), check_site(model, None), partial(weights_sum, model)
+    run = RunFolder(folder, RunIdentity(asdict(config), name, partial(_shape, model), summed, reader, queries, default_site))
     finished = run.result()
     if finished is not None:
         rows = finished.failed[finished.failed["query"].isin({query.id for query in queries})]
@@ -140,12 +140,11 @@ def _locate(
         **source_entry(model),
     }
     with run.opened(about):
-        size = in_order(executor, chunk_size, [(queries.queries[:LOOKED_AT], config)])[0]
-        failed = _compute(queries, config, checked, run, executor, size, progress=progress, fail_fast=fail_fast)
+        failed = _compute(queries, config, checked, run, executor, progress=progress, fail_fast=fail_fast)
         check_enough_left(queries, failed, config)
         run.flush()
         about |= {**run.versions(), "seconds": round(run.seconds, 1)}
-        located = _result(run, queries, config, _shape(model), about, failed)
+        located = _result(run, queries, config, run.identity.model, about, failed)
         run.finish(located)
     return located
 
@@ -185,7 +184,6 @@ def _compute(
     checked: CheckedPrompts,
     run: RunFolder,
     executor: Executor,
-    size: int,
     *,
     progress: bool,
     fail_fast: bool,
@@ -193,8 +191,9 @@ def _compute(
     """Add every query that is not done to the run; those that fail are returned, in the order of `queries`."""
     failed = {failure.query: failure for failure in checked.failed}
     chunks = []
-    for start in range(0, len(queries), size):
-        new = [q for q in queries.queries[start : start + size] if q.id not in failed and q.id not in run.done]
+    for start in range(0, len(queries), QUERIES_TOGETHER):
+        part = queries.queries[start : start + QUERIES_TOGETHER]
+        new = [q for q in part if q.id not in failed and q.id not in run.done]
         if new:
             chunks.append(Chunk(tuple(new), tuple(tuple(checked.targets[query.id]) for query in new), config))
     done = len(queries) - sum(len(chunk.queries) for chunk in chunks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ try:
 except ImportError:
     raise ModelError("engine 'ray' needs the package ray, which is not installed: pip install 'qrnca_lens[ray]'") from None
 
-_PATIENCE = 60.0  # seconds
+_PATIENCE, _REACHED = 60.0, 10.0  # seconds for a worker to start, for a cluster to answer
 _TRIES = 3  # so many workers may die over one piece before it is taken to be the piece
 
 
@@ -131,8 +132,8 @@ class RayExecutor:
         warnings.warn(told, WorkerWarning, stacklevel=3)
 
     def _dismiss(self) -> None:
-        """Stop all workers."""
-        for worker in self._workers:
+        """Stop all workers; those of a Ray that was shut down are gone already."""
+        for worker in self._workers if ray.is_initialized() else ():
             ray.kill(worker)
         self._workers, self._idle, self._starting = [], deque(), {}
 
@@ -167,12 +168,27 @@ def _connect(address: str | None) -> bool:
     """Join a cluster, or start one; whether it was started here. RunError for one that cannot be reached."""
     if ray.is_initialized():
         return False
-    started = address is None and "RAY_ADDRESS" not in os.environ
+    address = address or os.environ.get("RAY_ADDRESS")
+    started = address is None
+    _check_reachable(address)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"Ray's cluster at {address!r} cannot be reached: {error}; start it, or give its address") from None
     return started
+
+
+def _check_reachable(address: str | None) -> None:
+    """RunError for a HOST:PORT where nobody answers; Ray would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACHED).close()
+    except OSError as error:
+        raise RunError(
+            f"Ray's cluster at {address!r} cannot be reached: {error}; start it (ray start --head), or give its address"
+        ) from None
 
 
 def _resource(name: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,15 +13,10 @@ from qrnca_lens.attribution.targets import Target
 from qrnca_lens.clustering import QRNCAConfig, make_cluster
 from qrnca_lens.clustering.gaps import PromptGaps
 from qrnca_lens.clustering.tables import Failure
-from qrnca_lens.core.rules import quadrature
 from qrnca_lens.data import Query
-from qrnca_lens.engine.batches import QUERIES_TOGETHER
-from qrnca_lens.engine.budget import together
-from qrnca_lens.models import HookedModel, ModelError, to_tokens
+from qrnca_lens.models import HookedModel
 from qrnca_lens.runs.failures import Failures
 
-LOOKED_AT = 64
-"""So many queries tell how large chunks are."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,19 +50,6 @@ class Compute:
             cluster = make_cluster(query.id, query.group, [a.scores for a in scored], chunk.config.threshold)
             found.append((query, cluster.table, _gaps(query, scored)))
         return Computed(found, self._failures.of(chunk.queries))
-
-
-def chunk_size(model: HookedModel, asked: tuple[Sequence[Query], QRNCAConfig]) -> int:
-    """How many queries make a chunk: at most as many as fill a batch, since what a chunk holds is lost where a run is killed
-    in it. Some of the queries tell; always the same for the same ones, unless the free memory is quite another.
-    """
-    (queries, config), lengths, prompts = asked, [], 1
-    for query in queries:
-        with suppress(ModelError):
-            lengths += [len(to_tokens(model, prompt.text)) for prompt in query.prompts]
-            prompts = max(prompts, len(query.prompts))
-    nodes = quadrature(config.rule, config.steps).with_ends().to_begin_with
-    return max(1, min(QUERIES_TOGETHER, together(model, lengths, nodes, 1) // prompts))
 
 
 def _gaps(query: Query, scored: Sequence[Attribution]) -> list[PromptGaps]:

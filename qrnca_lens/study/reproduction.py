@@ -14,7 +14,7 @@ import pandas as pd
 from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
 from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
 from qrnca_lens.core.claims import claimed_config, differences, refuse_another, whole_claim_in
-from qrnca_lens.core.journal import JOURNAL, Journal
+from qrnca_lens.core.journal import Journal
 from qrnca_lens.core.kept import KeptTables
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import FORMAT, run_place, usable, write_record
@@ -335,7 +335,7 @@ def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_
     """Make the folder this study's, or refuse it; the format that it is in. The file of the model is noted and need not be
     the same one."""
     path = folder / "study.json"
-    claim = whole_claim_in(path, "study", LOCK, JOURNAL)
+    claim = whole_claim_in(path, "study", LOCK)
     if claim is None:
         with usable():
             write_record({**about, **source}, path)

@@ -15,7 +15,7 @@ from qrnca_lens.clustering import QRNCAConfig, QRNeurons
 from qrnca_lens.clustering.tables import FAILED_COLUMNS, failed_table
 from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
 from qrnca_lens.core.claims import differences, refuse_another, whole_claim_in
-from qrnca_lens.core.journal import JOURNAL, Journal
+from qrnca_lens.core.journal import Journal
 from qrnca_lens.core.kept import KeptTables
 from qrnca_lens.core.store import FORMAT, run_place, usable, write_record
 from qrnca_lens.core.terminal import progress_bar
@@ -95,10 +95,11 @@ def transfer(
         refuse_busy(folder)
         tables = KeptTables(folder, written=_check_claim(folder, about))
     with ExitStack() as stack, progress_bar(progress) as bar:
-        task, journal = bar.add_task("transfer", total=5), Journal(folder)
+        task = bar.add_task("transfer", total=5)
 
         def done(text: str) -> None:
-            journal.say(text)
+            if folder and (folder / _MANIFEST).is_file():  # before that it is not this measurement's
+                Journal(folder).say(text)
             bar.update(task, advance=1, description=f"transfer: {text}")
 
         measured = _measure(model, (letters, texts), config, _Steps(folder, tables, about, stack, done), seed, most)
@@ -210,7 +211,7 @@ def _split(model: HookedModel, letter: QRNeurons, answer: QRNeurons, steps: _Ste
 
 def _check_claim(folder: Path, about: dict[str, Any]) -> int:
     """Refuse a folder of another measurement, or with other files; the format that it is in."""
-    claim = whole_claim_in(folder / _MANIFEST, "measurement", LOCK, JOURNAL)
+    claim = whole_claim_in(folder / _MANIFEST, "measurement", LOCK)
     if claim is None:
         return FORMAT
     refuse_another(folder, "measurement", differences(about, {key: claim[key] for key in claim if key != "format"}))
