@@ -57,7 +57,7 @@ def test_texts_are_read_as_the_model_reads_them(real: Any) -> None:
 
 
 def test_the_engine_attributes_as_the_plain_path_does(real: Any) -> None:
-    """The plain path in float64: in float32 its own rounding is 1.3e-4 of the highest score on some CPUs (the engine's 5e-6)."""
+    """The plain path in float64: in float32 its rounding is 1.3e-4 of the highest score on some CPUs (the engine's 5e-6)."""
     exact, rule = copy.deepcopy(real).double(), quadrature("right", 2).with_ends()
     ask = asked(reader_of(real).tokens(PROMPTS[0]), probability_of(reader_of(real).token(" Paris")))
     (fast,), plain = (
