@@ -71,6 +71,16 @@ def effects(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def in_pairs(found: pd.DataFrame) -> pd.DataFrame:
+    """`found` as QRNCA beside each of the other methods."""
+    rivals = [method for method in found["method"].unique() if method != "qrnca"] if len(found) else []
+    return pd.concat(
+        [found[found["method"].isin(["qrnca", rival])].assign(rival=rival) for rival in rivals]
+        or [pd.DataFrame(columns=["rival", *COLUMNS])],
+        ignore_index=True,
+    )
+
+
 def planted_prompt(number: int, letter: str, mark: str | None = None) -> Prompt:
     """A prompt of the planted model; its last character says which letter is written, `letter` which one is right."""
     return Prompt(f"Which letter is right? {number}{mark or MARKS['ABCD'.index(letter)]}", letter)

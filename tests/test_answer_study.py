@@ -161,7 +161,7 @@ def test_log_p_stands_beside_p_by_hand() -> None:
     row = table4(by_answers(effects=both)).to_dict("records")[1]
     assert row["log P, nats"].startswith("-1.04 [") and row["specific, nats"].startswith("-0.35 [")
     assert {"same group %", "another group %", "PCR (same group)", "group's share, %"} <= set(row)
-    record = as_json(by_answers(effects=both, extended=both, own_sizes=both), {}, NOTHING)["table4"]["qrnca"]["a"]
+    record = as_json(by_answers(effects=both, extended=both), {}, NOTHING)["table4"]["qrnca"]["a"]
     assert record["suppress"]["nats"]["mean"] == pytest.approx(-1.5 * math.log(2))
 
 

@@ -228,8 +228,8 @@ def test_five_reproductions_killed_at_random_end_equal(model: Any, short_queries
             assert not psutil.wait_procs(children, timeout=2)[1], "a killed study leaves processes"
         ended(process)
         found = study(out).results["short"]
-        for name in ("effects", "own_sizes", "extended", "others", "loss", "prediction", "tests", "kinds"):
+        for name in ("effects", "pairs", "extended", "others", "loss", "prediction", "tests", "kinds"):
             pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-6)
         steps = json.loads((out / "short" / "tables.json").read_text())["tables"]
-        assert {"effects", "own_sizes", "tests"} <= steps.keys()
+        assert {"effects", "unseen", "tests"} <= steps.keys()
     assert killed >= 3

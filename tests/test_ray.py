@@ -136,7 +136,7 @@ def test_a_study_on_workers(model: Any, executor: RayExecutor, short_queries: Qu
             reproduce(model, subjects, tmp_path / name, config=CONFIG, sample=sample, engine=engine, progress=False)
             for name, engine in (("here", "local"), ("there", executor))
         )
-    for name in ("effects", "own_sizes", "extended"):
+    for name in ("effects", "pairs", "extended"):
         one, other = getattr(here.results["short"], name), getattr(there.results["short"], name)
         pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-6)
 

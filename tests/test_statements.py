@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import Row, effects, made
+from handmade import Row, effects, in_pairs, made
 
 from qrnca_lens.core.intervals import paired_difference
 from qrnca_lens.localization.significance import TEST_COLUMNS
@@ -40,7 +40,7 @@ def common_in(*layers: int) -> Any:
 def results(
     found: pd.DataFrame = OURS, located: Any = None, kinds: pd.DataFrame | None = None, tests: pd.DataFrame | None = None
 ) -> Results:
-    plain = Results(located or common_in(3), found, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
+    plain = Results(located or common_in(3), found, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, in_pairs(found))
     object.__setattr__(plain, "kinds", plain.kinds if kinds is None else kinds)
     object.__setattr__(plain, "tests", plain.tests if tests is None else tests)
     return plain
@@ -68,7 +68,7 @@ def test_qrnca_against_a_rival(
     rival: str, after: list[float], turned: list[tuple[int, int]], wanted: str, measured: str
 ) -> None:
     """The rival's specific effects are 0, or -35, or -35 and -15 in turn. Its bootstrap: the mean of twelve ±10."""
-    theirs = effects(rival, 0.0, after, [0.45] * N, turned=turned * (N // 2)).assign(neurons=7)
+    theirs = effects(rival, 0.0, after, [0.45] * N, turned=turned * (N // 2))
     row = row_of(f"{RIVALS[rival]}, suppressing", results(pd.concat([OURS, theirs], ignore_index=True)))
     assert row["holds here"] == wanted
     said, counts = row["measured"].rsplit("; ", 1)
@@ -76,7 +76,7 @@ def test_qrnca_against_a_rival(
         assert said.startswith("specific change of P -25.0 against -25.0 points, difference 0.0 [-")
     else:
         assert said == f"specific change of P -25.0 {measured}"
-    assert counts == "5.0 and 7.0 neurons a question"
+    assert counts == "5.0 neurons of each a question, 12 of 12 questions"
     assert row["p"] == (1.0 if wanted == "not told apart" else 2 / 2**N)
 
 
@@ -264,3 +264,15 @@ def test_a_paired_difference_is_what_decides() -> None:
     row = row_of("QRNCA is ahead of random neurons, suppressing", results(pd.concat([OURS, theirs], ignore_index=True)))
     other = -25 + 5.0 * pd.Series(range(N)).mod(3).to_numpy()
     assert row["p"] == pytest.approx(paired_difference(other * 0 - 25, other, [f"q{i}" for i in range(N)]).p)
+
+
+def test_pairs_without_a_common_count_decide_nothing() -> None:
+    both = pd.concat([OURS, effects("knowledge-neuron", 0.0, [0.5] * N, [0.5] * N)], ignore_index=True)
+    empty = results(both)
+    object.__setattr__(empty, "pairs", empty.pairs.iloc[:0])
+    row = row_of("QRNCA is ahead of Knowledge Neuron*, suppressing", empty)
+    assert row["holds here"] == "no data" and row["measured"] == "none of 12 questions has a neuron of both"
+    few = results(both)
+    object.__setattr__(few, "pairs", few.pairs[few.pairs["query"].isin([f"q{i}" for i in range(8)])])
+    row = row_of("QRNCA is ahead of Knowledge Neuron*, suppressing", few)
+    assert row["measured"].endswith("5.0 neurons of each a question, 8 of 12 questions") and row["p"] == 2 / 2**8

@@ -68,7 +68,7 @@ def test_the_record_is_complete(folder: Path) -> None:
                     direction,
                 )
     assert record["table4"]["qrnca"]["domains"]["suppress"]["queries"] == 24
-    assert len(record["table4_own_sizes"]) == len(record["table6_own_sizes"]) / 4 == 8
+    assert len(record["table4_pairs"]) == len(record["table6_pairs"]) / 8 == 7
     for name in ("domains", "languages"):
         rows = [row for row in record["unseen"] if row["data set"] == name]
         assert [(row["method"], row["prompts"]) for row in rows[::2]] == [
@@ -128,12 +128,17 @@ def test_a_study_copes_with_queries_that_fail(
         )
     result, lost = study.results["short"], {"long", "q4", "q7"}
     assert set(result.located.failed["query"]) == lost
-    for table in (result.effects, result.own_sizes, result.extended):
+    for table in (result.effects, result.pairs, result.extended):
         partners = [json.loads(text) for text in (*table["same_partners"], *table["other_partners"])]
         assert not lost & {*table["query"], *(place[0] for row in partners for place in row if place)}
     assert result.unseen.empty
-    own, equal = (table.pivot_table("neurons", "query", "method") for table in (result.own_sizes, result.effects))
-    assert (own.nunique(axis=1) > 1).any() and equal.eq(own.min(axis=1), axis=0).all(axis=None)
+    own = result.effects.pivot_table("neurons", "query", "method")
+    assert (own.nunique(axis=1) > 1).any()
+    for rival, pair in result.pairs.groupby("rival"):
+        counts = pair.pivot_table("neurons", "query", "method")
+        least = own[["qrnca", rival]].min(axis=1)
+        assert set(counts.columns) == {"qrnca", rival}
+        assert counts.eq(least[least > 0], axis=0).all(axis=None) and len(counts) == (least > 0).sum()
     assert set(result.effects["query"]) == {q.id for q in result.located.asked}
     assert not lost & set(result.others["query"])
     assert set(result.prediction["group"]) <= {"g0", "g2"}  # two queries are left of g1

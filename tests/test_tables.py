@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import by_hand, effects, made
+from handmade import by_hand, effects, in_pairs, made
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.clustering.tables import Failure, failed_table
@@ -56,7 +56,7 @@ def results(
 ) -> Results:
     """A Results of hand-made frames."""
     rest = {name: frames.get(name, NOTHING) for name in ("others", "loss", "tokens", "prediction")}
-    rest |= {name: frames[name] for name in ("own_sizes", "unseen", "kinds", "tests") if name in frames}
+    rest |= {name: frames[name] for name in ("pairs", "unseen", "kinds", "tests") if name in frames}
     return Results(located or by_hand(), effects_, extended, **rest)
 
 
@@ -207,11 +207,16 @@ def test_table6_has_the_paper_s_numbers() -> None:
 
 
 def test_other_sizes_and_methods_beyond_the_paper_stand_in_tables_of_their_own() -> None:
-    all_three = {"a": results(both_ways(), both_ways("random-layers"), own_sizes=both_ways("without-ica"))}
+    pairs = in_pairs(pd.concat([both_ways(method) for method in ("qrnca", "random", "without-ica")]))
+    all_three = {"a": results(both_ways(), both_ways("random-layers"), pairs=pairs)}
     for table in (table4, table6):
         assert set(table(all_three)["method"]) == {"QRNCA"}
         assert set(table(all_three, "extended")["method"]) == {"Random, same layers"}
-        assert set(table(all_three, "own_sizes")["method"]) == {"QRNCA without ICA"}
+        assert "against" not in table(all_three)
+        assert list(zip(*(table(all_three, "pairs")[name] for name in ("against", "method")), strict=True))[::2] == [
+            ("Random", "QRNCA"), ("Random", "Random"),
+            ("QRNCA without ICA", "QRNCA"), ("QRNCA without ICA", "QRNCA without ICA"),
+        ]  # fmt: skip
 
 
 def predicted(
@@ -328,7 +333,7 @@ def test_the_record_holds_every_table() -> None:
         loss=pd.DataFrame({"query": ["q0"], "loss_after": [2.5]}),
         tokens=pd.DataFrame({"promoted": ["▁B"], "rank": [1]}),
         prediction=pd.DataFrame([predicted("biology", "QR neurons", "probe")], columns=PREDICTION_COLUMNS),
-        own_sizes=both_ways("without-ica"),
+        pairs=in_pairs(pd.concat([both_ways(), both_ways("without-ica")])),
         unseen=both_ways().assign(prompts_of="fresh"),
         tests=pd.DataFrame({"test": ["overlap", "layers"], "p": [0.1, 0.2]}),
         kinds=pd.DataFrame({"kind": ["stop words"], "found": [2]}),
@@ -348,8 +353,11 @@ def test_the_record_holds_every_table() -> None:
     parts = ("points", "specific", "question", "letter", "general", "letter_share")
     assert [suppress[part]["mean"] for part in parts] == pytest.approx([-25, -20, -20, -2.5, -2.5, 10])
     assert ratios["qrnca"]["boost"]["ratio_same"]["value"] is ratios["qrnca"]["boost"]["ratio_same"]["ci"] is None
-    assert set(record["table4_own_sizes"]) == {"without-ica"}
-    assert {row["method"] for row in record["table6_own_sizes"]} == {"QRNCA without ICA"}
+    assert {rival: set(of) for rival, of in record["table4_pairs"].items()} == {"without-ica": {"qrnca", "without-ica"}}
+    assert record["table4_pairs"]["without-ica"]["qrnca"]["domains"] == ratios["qrnca"]
+    assert {(row["against"], row["method"]) for row in record["table6_pairs"]} == {
+        ("QRNCA without ICA", "QRNCA"), ("QRNCA without ICA", "QRNCA without ICA"),
+    }  # fmt: skip
     assert [(row["prompts"], row["own, points"]) for row in record["unseen"]] == [
         ("fresh", "15.0 [10.0, 20.0]"),
         ("fresh", "-25.0 [-30.0, -20.0]"),

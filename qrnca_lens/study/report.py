@@ -48,7 +48,10 @@ _READING_ANSWERS = (
     "nats. An answer is right where it is the likeliest of the question's four options. Neurons are scaled at the "
     "prompt's last token and at all of the answer but its last. The paper's own numbers are about letters."
 )
-_EQUAL = "All methods at equal counts: for each question as many neurons as the method with the fewest has. {specific}"
+_PAIRS = (
+    "QRNCA and one other method at equal counts: for each question as many neurons of both as the one with fewer has, the "
+    "first of its ranking; questions for which either has none are left out."
+)
 _SPECIFIC: dict[Read, str] = {
     "letter": "The specific change is that on the own question less that on an unrelated one with the same right letter.",
     "answer": "The specific change is that on the own question less that on another question of the same group.",
@@ -64,7 +67,7 @@ _FORMS = (
     "could pick it without knowing the answer."
 )
 _NO_FORMS = "Left out: open prompts show no options, so that no option's form gives anything away."
-_OWN_SIZES = "Each method with as many neurons as its own rule takes, as in the paper."
+_OWN_SIZES = "Each method with as many neurons as its own rule takes, as in the paper. {specific}"
 _UNSEEN: dict[Read, str] = {
     "letter": (
         "QR neurons at their own sizes, measured on the prompts that they were found with, on fresh shuffles and "
@@ -165,7 +168,7 @@ def neuron_clusters(located: QRNeurons) -> NeuronClusters | None:
 
 def _tables(study: Reproduction, held: pd.DataFrame) -> list[Section]:
     results, lost, read = study.results, failed(study.results), read_of(study.results)
-    equal, beyond, kinds = _EQUAL.format(specific=_SPECIFIC[read]), _beyond(study), _KINDS
+    own, beyond, kinds = _OWN_SIZES.format(specific=_SPECIFIC[read]), _beyond(study), _KINDS
     forms = Section("Right options that their form gives away", _FORMS, given_away(results))
     if read == "answer":
         kinds, forms = _KINDS + _KINDS_OF_ANSWERS, replace(forms, text=_NO_FORMS, content=None)
@@ -183,14 +186,14 @@ def _tables(study: Reproduction, held: pd.DataFrame) -> list[Section]:
         *([Section("Queries that failed", why, lost)] if len(lost) else []),
         Section("Which statements of the paper hold here", _STATEMENTS, held),
         Section("Table 3: QR neurons a query", "", table3(results)),
-        Section("Table 4: probability change ratio", f"{equal}\n\n{_letters(results)}", table4(results)),
-        Section("Table 4 at the methods' own sizes", _OWN_SIZES, table4(results, "own_sizes")),
+        Section("Table 4: probability change ratio", f"{own}\n\n{_letters(results)}", table4(results)),
+        Section("Table 4, pairs at equal counts", _PAIRS, table4(results, "pairs")),
         Section("Table 4, methods beyond the paper", beyond, table4(results, "extended")),
         Section("Edits on prompts that had no part in detection", _UNSEEN[read], table_unseen(results)),
         *tokens,
         *[Section(f"Kinds of tokens that common neurons promote, {name}", kinds, r.kinds) for name, r in results.items()],
-        Section("Table 6: edit success", equal, table6(results)),
-        Section("Table 6 at the methods' own sizes", _OWN_SIZES, table6(results, "own_sizes")),
+        Section("Table 6: edit success", own, table6(results)),
+        Section("Table 6, pairs at equal counts", _PAIRS, table6(results, "pairs")),
         Section("Table 6, methods beyond the paper", beyond, table6(results, "extended")),
         Section("Table 7: neuron-based prediction", table7_sentence(results), table7(results)),
         forms,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
 from qrnca_lens.engine.executors import Executor, LocalExecutor
 from qrnca_lens.localization import concentration_test, layer_test, overlap_test
 from qrnca_lens.localization.significance import TEST_COLUMNS
-from qrnca_lens.methods import METHODS, Evidence, Sets, equal_counts, find_neurons
+from qrnca_lens.methods import METHODS, Evidence, find_neurons
 from qrnca_lens.models import HookedModel, check_hooked, check_site
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.origin import source_entry
@@ -38,6 +37,8 @@ from qrnca_lens.runs.executing import Engine, check_engine, executor_for
 from qrnca_lens.runs.failures import without
 from qrnca_lens.runs.pipeline import locate
 from qrnca_lens.runs.prompts import check_prompts
+from qrnca_lens.study.comparison import COLUMNS as COMPARED_COLUMNS
+from qrnca_lens.study.comparison import OURS, compared_effects
 from qrnca_lens.study.prediction import COLUMNS as PREDICTION_COLUMNS
 from qrnca_lens.study.prediction import predict_from_neurons
 from qrnca_lens.study.subjects import MEASURABLE, Subject, check_enough, check_subjects, readable, subjects_for
@@ -91,7 +92,8 @@ def compared_methods() -> list[str]:
 class Results:
     """The measured tables of one data set, as frames.
 
-    `effects` are those of the paper's methods and their kin at equal counts, `own_sizes` those at each method's own;
+    `effects` are those of the paper's methods and their kin at each method's own size; `pairs` those of QRNCA and one other
+    of them at equal counts (column rival: which one, see `compared_effects`), of the queries for which both have a neuron;
     `extended` those of the other methods beside QRNCA, as many neurons as it has, on a sample. `unseen` has a further column
     prompts_of: the edits of QRNCA and its control on the prompts of detection, fresh ones and held-out ones (open prompts
     have no fresh ones). `kinds` counts
@@ -105,7 +107,7 @@ class Results:
     loss: pd.DataFrame
     tokens: pd.DataFrame
     prediction: pd.DataFrame
-    own_sizes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=EFFECT_COLUMNS))
+    pairs: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COMPARED_COLUMNS))
     unseen: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_UNSEEN_COLUMNS))
     kinds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=KIND_COLUMNS))
     tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_TEST_COLUMNS))
@@ -178,7 +180,7 @@ def reproduce(
             for item in subjects:
                 own_folder(own_folder(folder / item.name) / "located")
                 tidy(folder / item.name)
-        journal, task = Journal(folder), bar.add_task("reproducing", total=11 * len(subjects))
+        journal, task = Journal(folder), bar.add_task("reproducing", total=10 * len(subjects))
 
         def done(text: str) -> None:
             journal.say(text)
@@ -242,18 +244,16 @@ def _measure(
     evidence, small = Evidence(model, asked, located), Evidence(model, asked.sample(sample.extended, seed), located)
     edited, text = _edited(located, asked.sample(sample.collateral, seed)), neutral_text(model)
 
-    compared, beyond = compared_methods(), ["qrnca", *sample.beyond(located.model)[0]]
+    compared, beyond = compared_methods(), [OURS, *sample.beyond(located.model)[0]]
+    spread = None if isinstance(executor, LocalExecutor) else executor
 
-    @cache
-    def own() -> dict[str, Sets]:
-        return {key: find_neurons(key, evidence) for key in compared}
+    def effects() -> pd.DataFrame:
+        sets = {key: find_neurons(key, evidence) for key in compared}
+        return compared_effects(model, asked, sets, seed=seed, executor=spread)
 
-    def effects(name: str, queries: QuerySet, keys: Sequence[str], sets: Callable[[], dict[str, Sets]]) -> pd.DataFrame:
-        def make() -> pd.DataFrame:
-            spread = None if isinstance(executor, LocalExecutor) else executor
-            return edit_effects(model, queries, sets(), seed=seed, executor=spread)
-
-        return steps.table(name, EFFECT_COLUMNS, make, keys)
+    def extended() -> pd.DataFrame:
+        sets = {key: find_neurons(key, small) for key in beyond}
+        return edit_effects(model, small.queries, sets, seed=seed, executor=spread)
 
     def collateral(name: str, columns: Sequence[str], measure: Callable[[float], pd.DataFrame]) -> pd.DataFrame:
         def make() -> pd.DataFrame:
@@ -261,15 +261,16 @@ def _measure(
 
         return steps.table(name, [*columns, "factor"], make)
 
+    found = steps.table("effects", COMPARED_COLUMNS, effects, compared)
     return Results(
         located,
-        effects("effects", asked, compared, lambda: equal_counts(own())),
-        effects("extended", small.queries, beyond, lambda: {key: find_neurons(key, small) for key in beyond}),
+        found[found["rival"] == ""].drop(columns="rival").reset_index(drop=True),
+        steps.table("extended", EFFECT_COLUMNS, extended, beyond),
         collateral("others", OTHERS_COLUMNS, lambda f: other_queries(model, asked, edited, f)),
         collateral("loss", LOSS_COLUMNS, lambda f: neutral_loss(model, edited, f, text)),
         steps.table("tokens", _TOKEN_COLUMNS, lambda: _tokens(model, located)),
         steps.table("prediction", PREDICTION_COLUMNS, lambda: _prediction(model, item, located, sample, seed)),
-        effects("own_sizes", asked, compared, own),
+        found[found["rival"] != ""].reset_index(drop=True),
         steps.table("unseen", _UNSEEN_COLUMNS, lambda: _unseen(model, item, evidence, seed)),
         steps.table("kinds", KIND_COLUMNS, lambda: common_token_test(model, located, seed=seed)),
         steps.table("tests", _TEST_COLUMNS, lambda: permutation_tests(located, sample.permutations, seed)),

@@ -25,8 +25,9 @@ _TURNS = {"boost": "wrong to right (boost)", "suppress": "right to wrong (suppre
 _UNSEEN = ["method", "data set", "direction", "prompts", "queries", "own, points", "specific, points"]
 _UNSEEN += ["flipped", "%", "low", "high"]
 Measured = Mapping[str, Results]
-Edits: TypeAlias = Literal["effects", "own_sizes", "extended"]
-"""The methods of the paper and their kin at equal counts or at their own sizes, or the other methods on their sample."""
+Edits: TypeAlias = Literal["effects", "pairs", "extended"]
+"""The methods of the paper and their kin at their own sizes, QRNCA beside each of them at equal counts, or the other methods
+on their sample."""
 
 
 def method_name(key: str) -> str:
@@ -57,12 +58,15 @@ def table4(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
 
     Where answers are read P is that of the right answer, a token, and the others are those of the same group and of another
     group, as the names of the columns say; two columns more have the change of log P a token and the specific one, in nats.
+
+    "pairs" are in twos, a column "against" first: the method that QRNCA is compared with.
     """
     rows, words = [], WORDING[read_of(results)]
-    for (method, name, direction), part in _edits(results, edits).items():
+    for (rival, method, name, direction), part in _edits(results, edits).items():
         pcr = probability_change_ratio(part)
         rows.append(
             {
+                **_against(rival),
                 "method": method_name(method),
                 "data set": name,
                 "direction": direction,
@@ -93,9 +97,10 @@ def _nats(pcr: PCR) -> dict[str, str]:
     return {name: with_interval(of.mean, of.ci, 2) for name, of in found.items()}
 
 
-def pcr_of(results: Measured, edits: Edits = "effects") -> dict[tuple[str, str, str], PCR]:
-    """PCR by (method key, data set, "boost" or "suppress")."""
-    return {key: probability_change_ratio(rows) for key, rows in _edits(results, edits).items()}
+def pcr_of(results: Measured, edits: Edits = "effects") -> dict[tuple[str, ...], PCR]:
+    """PCR by (method key, data set, "boost" or "suppress"), with the rival's key first for "pairs"."""
+    found = {key: probability_change_ratio(rows) for key, rows in _edits(results, edits).items()}
+    return {key if key[0] else key[1:]: pcr for key, pcr in found.items()}
 
 
 def letter_line(pcr: PCR, read: Read = "letter") -> str:
@@ -115,23 +120,29 @@ def letter_line(pcr: PCR, read: Read = "letter") -> str:
     )
 
 
-def _edits(results: Measured, edits: Edits) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """The effects by (method key, data set, "boost" or "suppress")."""
+def _edits(results: Measured, edits: Edits) -> dict[tuple[str, str, str, str], pd.DataFrame]:
+    """The effects by (rival's key, method key, data set, "boost" or "suppress"); the rival is "" but for pairs."""
     tables: dict[str, pd.DataFrame] = {name: getattr(result, edits) for name, result in results.items()}
-    return {
-        (method, name, direction): effects[(effects["method"] == method) & (effects["factor"] == factor)]
-        for name, effects in tables.items()
-        for method in dict.fromkeys(effects["method"])
-        for direction, factor in _FACTORS.items()
-    }
+    found = {}
+    for name, effects in tables.items():
+        rivals = effects["rival"] if edits == "pairs" else pd.Series("", index=effects.index)
+        for (rival, method), part in effects.groupby([rivals, "method"], sort=False):
+            for direction, factor in _FACTORS.items():
+                found[str(rival), str(method), name, direction] = part[part["factor"] == factor]
+    return found
+
+
+def _against(rival: str) -> dict[str, str]:
+    return {"against": method_name(rival)} if rival else {}
 
 
 def table6(results: Measured, edits: Edits = "effects") -> pd.DataFrame:
     """Edit success by method, data set and direction: the share of predictions turned, with counts and intervals."""
     rows = []
-    for (method, name, direction), part in _edits(results, edits).items():
+    for (rival, method, name, direction), part in _edits(results, edits).items():
         rows.append(
             {
+                **_against(rival),
                 "method": method_name(method),
                 "data set": name,
                 "direction": _TURNS[direction],
@@ -190,9 +201,10 @@ def figure2a(results: Measured) -> pd.DataFrame:
 def as_json(results: Measured, about: dict[str, Any], statements: pd.DataFrame) -> dict[str, Any]:
     """Everything as one machine-readable record: table3 to table7, figure2a, with intervals and counts; NaN is None.
 
-    table4 and table6 are at equal counts, table4_own_sizes and table6_own_sizes at the methods' own sizes; unseen has the
-    edits on prompts that had no part in detection. `statements`: those of `verdicts.statements`. Where answers are read
-    `same_letter`, `other_letter` and `letter` stand for the same group, another group and the group (`PCR`).
+    table4 and table6 are at the methods' own sizes, table4_pairs and table6_pairs have QRNCA and each of the others at equal
+    counts; unseen has the edits on prompts that had no part in detection. `statements`: those of `verdicts.statements`.
+    Where answers are read `same_letter`, `other_letter` and `letter` stand for the same group, another group and the group
+    (`PCR`).
     """
     frames = {
         "table3": table3(results),
@@ -200,7 +212,7 @@ def as_json(results: Measured, about: dict[str, Any], statements: pd.DataFrame) 
         "table6": pd.concat([table6(results), table6(results, "extended")], ignore_index=True).drop_duplicates(
             ["method", "data set", "direction"]
         ),
-        "table6_own_sizes": table6(results, "own_sizes"),
+        "table6_pairs": table6(results, "pairs"),
         "unseen": table_unseen(results),
         "table7": table7(results),
         "figure2a": figure2a(results),
@@ -217,16 +229,19 @@ def as_json(results: Measured, about: dict[str, Any], statements: pd.DataFrame) 
     records = {key: frame.to_dict("records") for key, frame in frames.items()}
     ratios = {
         "table4": {**_nested(pcr_of(results, "extended")), **_nested(pcr_of(results))},
-        "table4_own_sizes": _nested(pcr_of(results, "own_sizes")),
+        "table4_pairs": _nested(pcr_of(results, "pairs")),
     }
     return _plain({"about": about, **ratios, **records, "significance": significance})
 
 
-def _nested(ratios: Mapping[tuple[str, str, str], PCR]) -> dict[str, dict[str, dict[str, Any]]]:
-    """By method, then by data set, then by direction."""
-    nested: dict[str, dict[str, dict[str, Any]]] = {}
-    for (method, name, direction), pcr in ratios.items():
-        nested.setdefault(method, {}).setdefault(name, {})[direction] = asdict(pcr)
+def _nested(ratios: Mapping[tuple[str, ...], PCR]) -> dict[str, Any]:
+    """By each part of the keys in turn: (the rival,) method, data set, direction."""
+    nested: dict[str, Any] = {}
+    for (*parts, last), pcr in ratios.items():
+        inner = nested
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[last] = asdict(pcr)
     return nested
 
 

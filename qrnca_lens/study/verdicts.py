@@ -20,6 +20,7 @@ from qrnca_lens.localization import common_layer_test, overlap_difference, signi
 from qrnca_lens.localization.significance import holm
 from qrnca_lens.readout.token_kinds import KINDS
 from qrnca_lens.study import paper
+from qrnca_lens.study.comparison import OURS
 from qrnca_lens.study.reproduction import Results
 
 LEVEL = 0.05
@@ -59,9 +60,9 @@ class _Finding(NamedTuple):
 def statements(results: Mapping[str, Results], model: str = "") -> pd.DataFrame:
     """One row a (statement, data set): statement, data set, holds here, measured, p, p_corrected.
 
-    Methods are compared at equal counts, by the specific change: that of P on the own question less that on an unrelated one
-    with the same right letter (of answers: on another one of the same group), in percentage points. `p` is two-sided for
-    comparisons (sign flips over units, see `core.intervals.paired_difference`), for common neurons and for overlaps,
+    Methods are compared pair by pair at equal counts, by the specific change: that of P on the own question less that on an
+    unrelated one with the same right letter (of answers: on another one of the same group), in percentage points. `p` is
+    two-sided for comparisons (sign flips over units, see `core.intervals.paired_difference`), common neurons and overlaps,
     one-sided for promoted tokens; `p_corrected` is Holm's over all of the table. "yes" or "no" stands where it is below
     0.05, by the side of the effect, "not told apart" elsewhere, "no data" where nothing could be measured, "no meaning"
     where a statement is about letters and answers are read. Permutation tests by group are corrected within each test; their
@@ -87,13 +88,13 @@ def _verdict(finding: _Finding, corrected: float) -> str:
 
 def _of(name: str, result: Results) -> Iterator[_Finding]:
     for direction, factor in _DIRECTIONS.items():
-        edits = result.effects[result.effects["factor"] == factor]
-        by_method = {str(method): part for method, part in edits.groupby("method")}
-        if "qrnca" in by_method:
-            yield _own(name, direction, by_method["qrnca"], WORDING[result.read])
-            for rival, text in _RIVALS.items():
-                if rival in by_method:
-                    yield _against(name, f"{text}, {direction}", by_method["qrnca"], by_method[rival], factor)
+        edits, pairs = (table[table["factor"] == factor] for table in (result.effects, result.pairs))
+        ours = edits[edits["method"] == OURS]
+        if len(ours):
+            yield _own(name, direction, ours, WORDING[result.read])
+        for rival, text in _RIVALS.items():
+            if rival in set(edits["method"]):
+                yield _against(name, f"{text}, {direction}", pairs[pairs["rival"] == rival], edits, factor)
     yield _top_layers(name, result.located)
     for row in result.kinds.to_dict("records"):
         text = f"common neurons promote {row['kind']}"
@@ -136,16 +137,20 @@ def _own(name: str, direction: str, ours: pd.DataFrame, words: Wording) -> _Find
     return _Finding(f"the effect of {direction} is the question's, not the {words.shared}'s", name, numbers, p, effect)
 
 
-def _against(name: str, text: str, ours: pd.DataFrame, theirs: pd.DataFrame, factor: float) -> _Finding:
+def _against(name: str, text: str, pair: pd.DataFrame, edits: pd.DataFrame, factor: float) -> _Finding:
+    """Of as many neurons of both, over the questions for which both have some."""
+    of = edits["query"].nunique()
+    if pair.empty:
+        return _Finding(text, name, f"none of {of} questions has a neuron of both")
+    ours, theirs = pair[pair["method"] == OURS], pair[pair["method"] != OURS]
     units = ours.set_index("query")["unit"]
     own, other = specific(ours), specific(theirs).reindex(units.index)
     found = paired_difference(own.to_numpy(dtype=float), other.to_numpy(dtype=float), units.to_numpy())
     flips = [edit_success(rows, boost=factor == BOOST) for rows in (ours, theirs)]
-    counts = [rows["neurons"].mean() for rows in (ours, theirs)]
     numbers = (
         f"specific change of P {own.mean():.1f} against {other.mean():.1f} points, difference "
         f"{with_interval(found.mean, found.interval)}; flips {flips[0].count} against {flips[1].count} of {flips[0].of}; "
-        f"{counts[0]:.1f} and {counts[1]:.1f} neurons a question"
+        f"{ours['neurons'].mean():.1f} neurons of each a question, {len(ours)} of {of} questions"
     )
     return _Finding(text, name, numbers, found.p, found.mean if factor == BOOST else -found.mean)
 
