@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,21 @@ from transformer_lens.model_bridge import TransformerBridge
 from typer.testing import CliRunner
 
 import qrnca_lens as ql
-from qrnca_lens.attribution import attribute, integrals
+from qrnca_lens.attribution import attribute, integrals, letters
 from qrnca_lens.attribution.options import target_of
 from qrnca_lens.cli.app import app
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.data import Prompt, QuerySet, save_queries
 from qrnca_lens.engine import budget
+from qrnca_lens.engine.edits import read_edited
 from qrnca_lens.engine.integral import integrate_by_rows
 from qrnca_lens.engine.rows import groups
 from qrnca_lens.models import ModelError, to_tokens
 from qrnca_lens.models.hooked import is_hooked_transformer
 from qrnca_lens.runs import forecast
+from qrnca_lens.study import Subject
+from qrnca_lens.study.forecast import estimate_tables, estimate_transfer
+from qrnca_lens.study.reproduction import Sample
 
 
 def test_an_estimate_counts_what_there_is(
@@ -117,3 +122,30 @@ def test_locate_says_first_what_it_takes(folder_of: Callable[[str], Path], short
     assert done.stderr.index("Check(") < done.stderr.index("\nLocating short: ")
     assert "36 prompts, " in done.stderr
     assert "36 prompts, " not in done.stdout
+
+
+def test_the_tables_of_a_study_are_foretold(
+    model_of: Callable[[str], Any], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted is within a third of the edits that `reproduce` then makes; the methods that edit neuron by neuron
+    are left out of both."""
+    model, sample = model_of("llama"), Sample(2, 1, 20, 3, 2, single_neurons=1)
+    item = Subject("short", short_queries, (short_queries,), held_out=short_queries)
+    told, made = estimate_tables(model, item, sample), []
+
+    def counted(of: Any, prompts: Any, edits: Any, readings: Any, **options: Any) -> Any:
+        made.append((len(prompts), sum(map(len, edits))))
+        return read_edited(of, prompts, edits, readings, **options)
+
+    monkeypatch.setattr(letters, "read_edited", counted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ql.reproduce(model, [item], tmp_path, config=QRNCAConfig(steps=3), sample=sample, progress=False)
+    edits = sum(count for _, count in made)
+    assert 2 / 3 < told.edits / edits < 3 / 2
+    assert told.seconds and told.readings > sum(count for count, _ in made)
+    assert str(replace(told, readings=1234, edits=56789, seconds=7200.0)) == (
+        "1,234 prompts to read, 56,789 edits of a prompt, about 2 hours"
+    )
+    twice = estimate_transfer(model, short_queries, short_queries)
+    assert twice.edits == 4 * 3 * 72 + 6 * 36 * 2 * 13 and twice.readings == 2 * 72 + 6 * 36

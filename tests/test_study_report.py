@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import WRITER, by_hand, effects, planted_queries, writers
+from handmade import WRITER, by_hand, effects, in_pairs, planted_queries, writers
 
 from qrnca_lens.data import QuerySet
 from qrnca_lens.editing.collateral import neutral_loss, neutral_text, other_queries
@@ -108,11 +108,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reproduction, str,
     tokens = pd.DataFrame({"kind": ["common"], "rank": [1], "promoted": ["▁A"]})
     numbers = (3, 5, 8, 0.625, 0.3, 0.9, 20, 0.5, 0.4, 0.6, 0.05, 0.05)
     prediction = pd.DataFrame([("x", "QR neurons", "probe", "all", *numbers)], columns=PREDICTION_COLUMNS)
-    beyond, sizes = found.replace("random", "random-layers"), found.replace("random", "without-ica")
+    beyond = found.replace("random", "random-layers")
+    pairs = pd.concat([in_pairs(found), in_pairs(found.replace("random", "without-ica"))], ignore_index=True)
     unseen = found.assign(prompts_of="held-out")
     located = {"domains": by_hand(), "languages": by_hand("uvw")}
     kinds = pd.DataFrame([("option letters", 1, 1, 3, 1 / 3, 0.1, 0.01, 0.25, 0.75)], columns=KIND_COLUMNS)
-    frames = (found, beyond, others, loss, tokens, prediction, sizes, unseen, kinds)
+    frames = (found, beyond, others, loss, tokens, prediction, pairs, unseen, kinds)
     tables = {name: Results(of_set, *frames, permutation_tests(of_set, 9, 0)) for name, of_set in located.items()}
     tables["languages"] = replace(tables["languages"], tokens=tokens.assign(promoted="▁B"))
     folder, about = tmp_path_factory.mktemp("report"), {"sample": {"permutations": 9}, "seed": 0}
@@ -175,9 +176,9 @@ def test_a_report_has_every_table(report: tuple[Reproduction, str, dict[str, Any
         "Which statements of the paper hold here": "specific change of P -17.5 against 0.0 points",
         "Table 3: QR neurons a query": "<td>domains</td><td>x</td><td>2</td><td>1.5</td>",
         "Table 4: probability change ratio": "<td>3.3 [3.0, 4.0]</td>",
-        "Table 4 at the methods&#x27; own sizes": "<td>QRNCA without ICA</td><td>domains</td>",
+        "Table 4, pairs at equal counts": "<td>QRNCA without ICA</td><td>QRNCA</td><td>domains</td>",
         "Edits on prompts that had no part in detection": "<td>suppress</td><td>held-out</td><td>2</td>",
-        "Table 6 at the methods&#x27; own sizes": "<td>QRNCA without ICA</td>",
+        "Table 6, pairs at equal counts": "<td>QRNCA without ICA</td><td>QRNCA without ICA</td>",
         "Table 4, methods beyond the paper": "<td>Random, same layers</td><td>domains</td>",
         "Table 5: promoted tokens, domains": "<td>▁A</td>",
         "Table 5: promoted tokens, languages": "<td>▁B</td>",

@@ -276,6 +276,7 @@ def reproduce(
         from qrnca_lens.models import load_model
         from qrnca_lens.study import reproduce as run
         from qrnca_lens.study import subject
+        from qrnca_lens.study.forecast import estimate_tables
         from qrnca_lens.study.report import write_report
         from qrnca_lens.study.tables import failed
         from qrnca_lens.study.verdicts import statements
@@ -290,6 +291,8 @@ def reproduce(
         ]
         loaded = load_model(model, device=device)
         subjects = [item.as_chat(loaded) for item in subjects] if chat else subjects
+        for item in subjects:
+            say(f"Tables of {item.name}: {estimate_tables(loaded, item)}", error=not dry_run)
         _foretell(loaded, {item.name: item.queries for item in subjects}, config, dry_run)
         with engine_for(loaded, engine, address, workers) as executor:
             study = run(loaded, subjects, out, config=config, seed=seed, engine=executor)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from qrnca_lens.runs.answering import Check
 
 Model = Annotated[str, typer.Option(help="'atlas', a Hugging Face folder, a GGUF file, a PEFT adapter or a hub name")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or, for a large model, cuda:0,cuda:1; default: cuda if there")
+]
 SETS = "atlas/domains, atlas/languages, facts/relations, or a .jsonl, .csv or .json file"
 Queries = Annotated[str, typer.Option(help=SETS)]
 PerGroup = Annotated[int | None, typer.Option(min=1, help="at most this many queries of each group")]

@@ -32,7 +32,7 @@ def transfer(
     shots: Shots = 0,
     chat: Chat = False,
     device: Device = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what locating takes at most, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it takes at most, and stop")] = False,
 ) -> None:
     """Compare the neurons found by letter with those found by the answer's own text, and write report.html."""
     with plain_errors():
@@ -41,6 +41,7 @@ def transfer(
         from qrnca_lens.data import load_queries
         from qrnca_lens.models import load_model
         from qrnca_lens.runs.forecast import estimate
+        from qrnca_lens.study.forecast import estimate_transfer
         from qrnca_lens.study.transfer.measure import transfer as run
 
         run_place(out)
@@ -49,11 +50,12 @@ def transfer(
         kinds = [asked.with_examples(shots, seed) for asked in (plain, plain.as_open())]
         loaded = load_model(model, device=device)
         letters, texts = (put(loaded, asked, chat) for asked in kinds)
+        some = [asked.sample(per_group, seed) if per_group else asked for asked in (letters, texts)]
+        for asked in some:
+            these = QRNCAConfig(steps, cast("Rule", rule), read=asked.read)
+            say(f"Locating by {asked.read}, at most: {estimate(loaded, asked, these)}", error=not dry_run)
+        say(f"Reading and editing, at most: {estimate_transfer(loaded, *some)}", error=not dry_run)
         if dry_run:
-            for asked in (letters, texts):
-                some = asked.sample(per_group, seed) if per_group else asked
-                these = QRNCAConfig(steps, cast("Rule", rule), read=asked.read)
-                say(f"Locating by {asked.read}, at most: {estimate(loaded, some, these)}")
             raise typer.Exit
         found = run(loaded, letters, out, texts=texts, config=config, seed=seed, most=per_group)
     _show(found.counts, "Which questions are answered both ways")

@@ -41,7 +41,7 @@ def last_positions(
             logits, kept = last_logits(model, together, torch.ones_like(together), set(names))
         for i, row in zip(rows, logits[:, -1], strict=True):
             check_logits(model, texts[i], tokens[i], row)
-        found = [kept[name][:, -1, indices] for name, indices in names.items()]
+        found = [kept[name][:, -1, indices].to(logits.device) for name, indices in names.items()]
         return [([*rows], logits[:, -1], torch.cat([logits.new_empty(len(rows), 0), *found], dim=1))]
 
     for same in batches_of_one_length(tokens, max(1, len(tokens))):

@@ -151,7 +151,7 @@ def _scaling(entries: Sequence[tuple[int, list[int], float]], chosen: torch.Tens
         scaled = post * factors[:, None]
         if bool(chosen.all()):
             return scaled
-        return torch.where(chosen.repeat(len(post) // len(chosen), 1)[..., None], scaled, post)
+        return torch.where(chosen.to(post.device).repeat(len(post) // len(chosen), 1)[..., None], scaled, post)
 
     return hook
 

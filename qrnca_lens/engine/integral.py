@@ -68,12 +68,11 @@ def _layers(task: PathTask, texts: Texts | BridgeTexts, bounds: Mapping[int, Bou
         final = run_rows(texts, dict(zip(layers, sizes, strict=True)), hooks)
         found, slopes, drift = _ends(texts, final.detach(), [end - 1 for end in accumulate(sizes)])
         gradients = gradients_of(final, leaves, slopes)
-    weights = task.quadrature.weights.to(final.device)
     sums = {}
     for i, (layer, value, gradient, at) in enumerate(zip(layers, values, gradients, found.split(sizes, 1), strict=True)):
-        panels = len(bounds[layer])
+        panels, weights = len(bounds[layer]), task.quadrature.weights.to(gradient.device)
         summed = torch.einsum("k,pkasn->pasn", weights, gradient.float().unflatten(0, (panels, -1)))
-        scores = (value.float() * summed * chosen[..., None]).sum(2)
+        scores = (value.float() * summed * chosen.to(value.device)[..., None]).sum(2).to(final.device)
         widths = (bounds[layer][..., 1] - bounds[layer][..., 0]).to(scores)
         ends = at.unflatten(1, (panels, -1))[..., [0, -1]].transpose(0, 1)
         sums[layer] = PanelSums(widths[..., None] * scores, ends, drift[:, i])
@@ -83,7 +82,7 @@ def _layers(task: PathTask, texts: Texts | BridgeTexts, bounds: Mapping[int, Bou
 def _scaled(value: torch.Tensor, nodes: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The activations [row, ask, suffix, neuron] with those of the chosen positions scaled by each node [row, ask]."""
     scaled = nodes.to(value)[..., None, None] * value
-    return scaled if bool(chosen.all()) else torch.where(chosen[..., None], scaled, value)
+    return scaled if bool(chosen.all()) else torch.where(chosen.to(value.device)[..., None], scaled, value)
 
 
 def _join(name: str, leaf: torch.Tensor) -> Hook:

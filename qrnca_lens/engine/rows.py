@@ -57,6 +57,7 @@ def _through_blocks(texts: Texts, joining: Mapping[int, int], hooks: Sequence[Ho
         with_hooks(texts.model, [*seeing, *hooks], first=[attend for _, attend in attention]),
     ):
         for layer in layers:
+            rows = rows.to(texts.resid(layer).device)  # each layer may have a device of its own
             if layer in joining:
                 new = texts.resid(layer).expand(joining[layer], -1, -1, -1).flatten(0, 1)
                 rows = torch.cat([rows, new])
@@ -75,6 +76,7 @@ def _attention(texts: Texts, layer: int) -> tuple[list[Hook], Hook]:
         seen[names[hook.name]] = tensor
 
     def attend(mixed: torch.Tensor, hook: Any) -> torch.Tensor:
-        return mixed_values(seen.pop("query"), seen.pop("key"), seen.pop("value"), prefix, texts.starts, geometry)
+        query, starts = seen.pop("query"), texts.starts.to(prefix.keys.device)
+        return mixed_values(query, seen.pop("key"), seen.pop("value"), prefix, starts, geometry)
 
     return [(name, keep) for name in names], (texts.blocks.name(layer, "mixed"), attend)

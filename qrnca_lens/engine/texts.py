@@ -81,7 +81,8 @@ class Texts:
             self._kept[hook.name].append(tensor.detach())
 
         def suffix(tensor: torch.Tensor, hook: Any) -> None:
-            self._kept[hook.name].append(tensor[inside[:, None], at].detach())
+            rows, places = inside.to(tensor.device), at.to(tensor.device)
+            self._kept[hook.name].append(tensor[rows[:, None], places].detach())
 
         keep: list[Hook] = []
         for layer in self.layers:
@@ -106,7 +107,7 @@ class Texts:
         if layer not in self._ready:
             keys, values = (self._of_texts(self.blocks.name(layer, what)) for what in ("key", "value"))
             window = self.blocks.geometry(layer).window
-            self._ready[layer] = cached(keys, values, self.starts, self.width, window)
+            self._ready[layer] = cached(keys, values, self.starts.to(keys.device), self.width, window)
         return self._ready[layer]
 
     def _of_asks(self, name: str) -> torch.Tensor:

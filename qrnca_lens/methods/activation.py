@@ -24,4 +24,4 @@ def _at_the_end(model: HookedModel, tokens: Tokens) -> Scores:
     names = [site_hook(model, layer, "post") for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
         _, cache = last_logits(model, tokens[None], torch.ones_like(tokens[None]), names)
-    return torch.stack([cache[name][0, -1] for name in names]).float().cpu()
+    return torch.stack([cache[name][0, -1].float().cpu() for name in names])

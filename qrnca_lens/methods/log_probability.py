@@ -32,7 +32,7 @@ def _scores(model: HookedModel, part: Part) -> Scores:
         before, post, rows = read.before(layer), read.post(layer)[0], model.blocks[layer].mlp.W_out
         base = _log_p(model, part, before)
         added = [
-            _log_p(model, part, before + read.added(layer, some[:, None] * values.float())) - base
+            _log_p(model, part, before + read.added(layer, some[:, None] * values.to(some))) - base
             for some, values in zip(post.split(_ROWS), rows.split(_ROWS), strict=True)
         ]
         scores.append(torch.cat(added))

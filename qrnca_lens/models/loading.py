@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from qrnca_lens.models.adapters import merged
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
+from qrnca_lens.models.devices import devices_of, put_on
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, HookedTransformer, HookedTransformerConfig
 from qrnca_lens.models.origin import remember
@@ -46,7 +47,8 @@ def load_model(
     `name_or_folder`: "atlas" (the shipped model), a local Hugging Face folder, a name on the Hugging Face hub, or a GGUF
     file, here ("model.gguf") or on the hub ("owner/model/model.gguf"), which is dequantised. A PEFT adapter, in a folder or
     on the hub, is merged into its base model.
-    `device`: "cuda" where there is one, else "cpu". `dtype`: torch.float32 (default) or torch.bfloat16; float16 is
+    `device`: "cuda" where there is one, else "cpu"; "cuda:0,cuda:1" spreads the layers of a HookedTransformer over GPUs in
+    a row, so that one that fits none of them fits. `dtype`: torch.float32 (default) or torch.bfloat16; float16 is
     refused, because gradients underflow in it. The result is a HookedTransformer where TransformerLens has one for the
     architecture and its logits equal those of the Hugging Face model, else a TransformerBridge whose logits do.
 
@@ -56,7 +58,7 @@ def load_model(
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in _TOLERANCE:
         raise ModelError(f"dtype {dtype} is not supported; use torch.float32 or torch.bfloat16")
-    place = _device(device)
+    places = devices_of(device)
     source = find_source(name_or_folder)
     with _plain_torch():
         config = read_config(source)
@@ -73,22 +75,7 @@ def load_model(
             model.eval().requires_grad_(False)
             check_hooked(model)
     remember(model, source, name_or_folder, dtype)
-    return model.to(place) if place.type != "cpu" else model
-
-
-def _device(name: str | None) -> torch.device:
-    """The device of this name. ModelError for one that is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ModelError(f"no device is called {name!r}; use 'cpu', or 'cuda' on a machine that has a GPU") from None
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (place.index or 0) >= counts.get(place.type, 0):
-        there = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
-        raise ModelError(f"the device {name!r} is not there; this machine has {there}")
-    return place
+    return put_on(model, places)
 
 
 @contextmanager

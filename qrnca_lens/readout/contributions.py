@@ -64,7 +64,7 @@ class PromptRun:
         if layer not in self._attention:
             attention, factor = self.model.blocks[layer].attn, residual_factor(self.model, layer)
             mixed = self.last(in_block(layer, MIXED)).reshape(self.model.cfg.n_heads, -1)
-            heads = factor * torch.einsum("hd,hdm->hm", mixed, attention.W_O.float())
+            heads = factor * torch.einsum("hd,hdm->hm", mixed, attention.W_O.to(mixed))
             self._attention[layer] = torch.cat([heads, factor * _of(attention, "b_O", heads[0])[None]])
         return self._attention[layer]
 
@@ -88,6 +88,7 @@ def contributions_to(run: PromptRun, neurons: NeuronSet) -> tuple[pd.DataFrame, 
     for layer, indices in neurons.by_layer().items():
         sources, parts = _components(run, layer)
         mlp, norm = model.blocks[layer].mlp, norm_before_mlp(model, layer)
+        parts = parts.to(mlp.W_in.device)
         if norm is None or norm_after_mlp(model, layer) is not None:
             raise _no_plain_sum(model, layer)
         known = norm_parts(model, norm, mlp.W_in.T)
@@ -96,7 +97,7 @@ def contributions_to(run: PromptRun, neurons: NeuronSet) -> tuple[pd.DataFrame, 
             weights = (mlp.W_gate if site == "gate" else mlp.W_in)[:, indices].float()
             values = through @ weights
             bias = known.bias @ weights + _bias_of(model, layer, site)[indices]
-            actual = run.last(site_hook(model, layer, site))[indices]
+            actual = run.last(site_hook(model, layer, site))[indices].to(values.device)
             remainder = actual - values.sum(0) - bias
             size = values.abs().sum(0) + actual.abs()
             if (remainder.abs() > tolerance_of(model) * size + 1e-6).any():
@@ -145,7 +146,7 @@ def _components(run: PromptRun, layer: int) -> tuple[list[tuple[str, str]], Floa
 def _of(module: Any, name: str, like: torch.Tensor) -> torch.Tensor:
     """A parameter in float32, or zeros in the shape of `like` where the module has none."""
     value = getattr(module, name, None)
-    return torch.zeros_like(like) if value is None else value.float()
+    return torch.zeros_like(like) if value is None else value.to(like)
 
 
 @torch.no_grad()
@@ -159,7 +160,7 @@ def direct_writes(run: PromptRun, neurons: NeuronSet, options: OptionTokens) -> 
     read = Readout(model, run.tokens[None], list(neurons.by_layer()), run.reading)
     for layer, indices in neurons.by_layer().items():
         post = read.post(layer)[0, indices]
-        shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].float()
+        shares = post[:, None] * model.blocks[layer].mlp.W_out[indices].to(post)
         logits = linear_logits(model, read.added(layer, shares), options.ids, held_at=read.final())
         for row in zip(indices, post.tolist(), *logits.T.tolist(), strict=True):
             rows[layer, row[0]] = (layer, *row)

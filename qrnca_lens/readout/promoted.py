@@ -70,7 +70,7 @@ def read_tokens(model: HookedModel, neuron: Neuron, k: int = 10) -> pd.DataFrame
     directions = {"gate": mlp.W_gate, "up": mlp.W_in} if is_gated(model) else {"pre": mlp.W_in}
     columns = torch.stack([weights[:, neuron.index] for weights in directions.values()], dim=1).float()
     with exclusive(model), torch.no_grad():
-        parts = model.W_E[: len(model.tokenizer)].split(4096)
+        parts = model.W_E[: len(model.tokenizer)].to(columns.device).split(4096)
         seen = torch.cat([(norm(part[None])[0] if norm else part).float() @ columns for part in parts])
     values, ids = _extremes(seen.T, min(k, len(seen)))
     found = []
@@ -102,7 +102,7 @@ def vocabulary_size(model: HookedModel) -> int:
 def _written(model: HookedModel, neuron: Neuron) -> Float[torch.Tensor, "1 d_model"]:
     """What the neuron would add to the residual stream at activation 1, if it wrote alone."""
     row = model.blocks[neuron.layer].mlp.W_out[neuron.index][None]
-    return into_residual(model, neuron.layer, row, row)
+    return into_residual(model, neuron.layer, row, row).to(model.unembed.W_U.device)
 
 
 def _extremes(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,9 +18,9 @@ from qrnca_lens.models.sites import PATTERN, in_block
 class Reading:
     """Prompts of one length, run once.
 
-    `logits`: the model's own at the last position. `last`: by hook name, a copy of the tensor there [prompt, ...], so that
-    the other positions are not kept alive; hooks that the model lacks are left out. `patterns`: by layer, the first prompt's
-    attention, in the computer's memory rather than the device's.
+    `logits`: the model's own at the last position. `last`: by hook name, a copy of the tensor there [prompt, ...] on the
+    device of the logits, so that the other positions are not kept alive; hooks that the model lacks are left out.
+    `patterns`: by layer, the first prompt's attention, in the computer's memory rather than the device's.
     """
 
     tokens: Int[torch.Tensor, "prompt position"]
@@ -44,6 +44,6 @@ def read(
     return Reading(
         tokens,
         logits[:, -1].clone(),
-        {name: cache[name][:, -1].clone() for name in set(names) & set(cache)},
+        {name: cache[name][:, -1].clone().to(logits.device) for name in set(names) & set(cache)},
         {layer: cache[name][0].cpu() for layer, name in looks.items()},
     )

@@ -92,8 +92,9 @@ class Readout:
     def _written(self, layer: int) -> Float[torch.Tensor, "prompt d_model"]:
         """The MLP's output before anything is done to it."""
         mlp = self._model.blocks[layer].mlp
-        written, bias = self.post(layer) @ mlp.W_out.float(), getattr(mlp, "b_out", None)
-        return written if bias is None else written + bias.float()
+        post, bias = self.post(layer), getattr(mlp, "b_out", None)
+        written = post @ mlp.W_out.to(post)
+        return written if bias is None else written + bias.to(written)
 
     @torch.no_grad()
     def _check_block(self, layer: int) -> None:

@@ -38,7 +38,8 @@ class RayExecutor:
     """Workers of a Ray cluster, which load the model from where it was loaded here. Use it in a `with` block, or close it.
 
     `address`: of a cluster ("auto": the one that this machine is part of; None: RAY_ADDRESS, else one is started here).
-    `workers`: how many, by default one for each GPU of the cluster or, where it has none, for each CPU. `threads`: of each
+    `workers`: how many, by default one for each GPU of the cluster (as many GPUs as the model is spread over here) or,
+    where it has none, for each CPU. `threads`: of each
     worker's torch, and CPUs that it asks Ray for.
 
     Raises ModelError for a model that workers cannot load (one that did not come from `load_model`) or that has other
@@ -53,10 +54,12 @@ class RayExecutor:
         self._threads = whole_number("threads", threads, at_least=1)
         self._started = _connect(address)
         gpus = _resource("GPU")
-        self._gpu = 1 if gpus else 0
-        most = int(gpus or _resource("CPU") // self._threads)
+        spread = int(getattr(model.cfg, "n_devices", 1))
+        self._gpu = spread if gpus else 0
+        most = int(gpus // spread if gpus else _resource("CPU") // self._threads)
         self._count = max(1, most if workers is None else whole_number("workers", workers, at_least=1))
-        self._made = (place, dtype, "cuda" if self._gpu else "cpu", model_fingerprint(model), self._threads)
+        device = ",".join(f"cuda:{i}" for i in range(self._gpu)) or "cpu"
+        self._made = (place, dtype, device, model_fingerprint(model), self._threads)
         self._workers: list[Any] = []
         self._idle: deque[Any] = deque()
         self._starting: dict[Any, Any] = {}

@@ -69,7 +69,7 @@ def _written(model: HookedModel, read: Readout, layer: int, sets: Int[np.ndarray
     """What the sets of neurons of a layer add to the residual stream."""
     post, weights = read.post(layer), model.blocks[layer].mlp.W_out
     indices = torch.from_numpy(sets).to(post.device)
-    shares = post[:, indices].transpose(0, 1) @ weights[indices].float()
+    shares = post[:, indices].transpose(0, 1) @ weights[indices.to(weights.device)].to(post)
     return read.added(layer, shares.flatten(0, 1)).unflatten(0, shares.shape[:2])
 
 

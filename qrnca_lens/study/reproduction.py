@@ -160,7 +160,6 @@ def reproduce(
     config = replace(config, site=check_site(model, config.site), read=read or config.read)
     sample, subjects = sample or Sample(), subjects_for(subjects, config.read)
     refuse_busy(folder)
-    check_subjects(model, subjects, config, seed)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
         "queries": {s.name: s.queries.fingerprint for s in subjects},
@@ -169,12 +168,14 @@ def reproduce(
         "sample": asdict(sample),
         "seed": seed,
     }
-    source = source_entry(model)
+    source, default_site = source_entry(model), check_site(model, None)
+    _check_claim(folder, about, default_site)
+    check_subjects(model, subjects, config, seed)
     results, seconds = {}, 0.0
     with usable():
         folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder), executor_for(model, engine) as executor, progress_bar(progress) as bar:
-        written = _claim(folder, about, source, check_site(model, None))
+        written = _claim(folder, about, source, default_site)
         with usable():
             tidy(folder)
             for item in subjects:
@@ -332,18 +333,25 @@ def _prediction(model: HookedModel, item: Subject, located: QRNeurons, sample: S
     )
 
 
-def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_site: str) -> int:
-    """Make the folder this study's, or refuse it; the format that it is in. The file of the model is noted and need not be
-    the same one."""
+def _check_claim(folder: Path, about: dict[str, Any], default_site: str) -> int | None:
+    """Refuse a folder of another study, or with other files; the format that it is in, None for a new one. The file of the
+    model is noted in it and need not be the same one."""
     path = folder / "study.json"
     claim = whole_claim_in(path, "study", LOCK)
     if claim is None:
+        return None
+    theirs = {name: value for name, value in claim.items() if name not in ("format", "source")}
+    theirs["config"] = claimed_config(claim, path, default_site)
+    if isinstance(theirs.get("sample"), dict):  # an older study's has no number of single neurons
+        theirs["sample"] = {"single_neurons": Sample().single_neurons, **theirs["sample"]}
+    refuse_another(folder, "study", differences(about, theirs))
+    return int(claim["format"])
+
+
+def _claim(folder: Path, about: dict[str, Any], source: dict[str, Any], default_site: str) -> int:
+    """Make the folder this study's, or refuse it; the format that it is in."""
+    written = _check_claim(folder, about, default_site)
+    if written is None:
         with usable():
-            write_record({**about, **source}, path)
-    else:
-        theirs = {name: value for name, value in claim.items() if name not in ("format", "source")}
-        theirs["config"] = claimed_config(claim, path, default_site)
-        if isinstance(theirs.get("sample"), dict):  # an older study's has no number of single neurons
-            theirs["sample"] = {"single_neurons": Sample().single_neurons, **theirs["sample"]}
-        refuse_another(folder, "study", differences(about, theirs))
-    return FORMAT if claim is None else int(claim["format"])
+            write_record({**about, **source}, folder / "study.json")
+    return FORMAT if written is None else written
