@@ -24,6 +24,7 @@ from qrnca_lens.core.terminal import Description, _PlainFormatter, progress_bar,
 from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.data import Prompt, Query, QuerySet, Question, load_questions, save_queries
 from qrnca_lens.data.readers.sources import save_questions
+from qrnca_lens.runs import checking, forecast
 from qrnca_lens.study.prediction import COLUMNS
 from qrnca_lens.study.reproduction import Sample
 
@@ -54,7 +55,9 @@ def test_every_public_name_is_there() -> None:
         _ = ql.nonsense
 
 
-def test_locate_writes_a_run_folder(folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path) -> None:
+def test_locate_writes_a_run_folder(
+    folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_queries(short_queries, tmp_path / "short.jsonl")
     arguments = ["--model", str(folder_of("llama")), "--queries", str(tmp_path / "short.jsonl"), "--device", "cpu"]
     done = run(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "2"])
@@ -65,6 +68,10 @@ def test_locate_writes_a_run_folder(folder_of: Callable[[str], Path], short_quer
     refused = run(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "3"])
     assert refused.exit_code == 1
     assert "config.steps: 3 here, 2 in the folder" in refused.output
+    monkeypatch.setattr(checking, "check", None)  # a finished run is opened without a prompt read or timed
+    monkeypatch.setattr(forecast, "estimate", None)
+    again = run(app, ["locate", *arguments, "--out", str(tmp_path / "run"), "--steps", "2"])
+    assert again.exit_code == 0 and again.output.splitlines()[-2:] == done.output.splitlines()[-2:]
 
 
 def test_locate_tells_what_failed(folder_of: Callable[[str], Path], short_queries: QuerySet, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def locate(
         from qrnca_lens.runs.checking import check as ask
         from qrnca_lens.runs.pipeline import locate as run
         from qrnca_lens.runs.prompts import queries_for
+        from qrnca_lens.runs.status import is_finished
 
         run_place(out)
         check_engine(engine, address, workers)
@@ -129,11 +130,13 @@ def locate(
         asked = drawn(queries_for(asked, config.read), shots, per_group, seed)
         loaded = load_model(model, device=device)
         asked = put(loaded, asked, chat)
-        if answered or not dry_run:
+        known = not (answered or dry_run) and is_finished(out, [query.id for query in asked])
+        if answered or not (dry_run or known):
             found = ask(loaded, asked)
             say_check(found, error=True)
             asked = only_answered(asked, found, config) if answered else asked
-        _foretell(loaded, {asked.name: asked}, config, dry_run)
+        if not known:
+            _foretell(loaded, {asked.name: asked}, config, dry_run)
         with engine_for(loaded, engine, address, workers) as executor:
             located = run(loaded, asked, config, out=out, engine=executor, fail_fast=fail_fast)
     _show(located.top(10), "Neurons with the highest naica over all queries")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,14 @@ def status_of(folder: str | os.PathLike[str]) -> RunStatus | StudyStatus:
     if (path / "manifest.json").is_file():
         return _run(path)
     raise RunError(f"{path}: no manifest.json or study.json there; give a folder that locate, reproduce or transfer wrote")
+
+
+def is_finished(folder: str | os.PathLike[str], queries: Iterable[str]) -> bool:
+    """Whether the folder says that it is a finished run in which these queries were asked, by their ids: `locate` then reads
+    no prompt, unless it finds the folder damaged or another run's."""
+    path = Path(folder)
+    asked = [record.get("queries", {}) for record in _records([path / "manifest.json"])]
+    return (path / "header.json").is_file() and bool(asked) and asked[0].keys() >= set(queries)
 
 
 def last_lines(folder: str | os.PathLike[str], lines: int = _LINES) -> list[str]:
