@@ -151,7 +151,7 @@ KNOWN_IDS = kind("list", "tuple", "dict", refused={"one id": lambda w: "q1", "un
 ID = kind(refused={"unknown": lambda w: "q99"})
 GROUP = kind(refused={"unknown": lambda w: "g99"})
 LAYER = kind("zero", "one", refused={"layer 99": lambda w: 99})
-POSITIONS = kind("zero", "one", refused={"reversed": lambda w: [(2, 1)], "last of a list": lambda w: ["last"]})
+POSITIONS = kind("zero", "one", "minus", refused={"reversed": lambda w: [(2, 1)], "last of a list": lambda w: ["last"]})
 EFFECTS = kind(refused={"no rows": lambda w: w.effects.head(0), "a column less": lambda w: w.effects.drop(columns="unit")})
 CONFIG = kind("None", refused={"a dict": lambda w: {"steps": 2}, "the class": lambda w: ql.QRNCAConfig})
 FOLDER = kind(
@@ -303,7 +303,9 @@ CALLS: dict[str, Call] = {
     "Attribution.top": _method(lambda w: w.attribution, "top"),
     "Evidence": call(lambda w: {**_mq(w), **_l(w)}),
     "Neuron": call(lambda w: {"layer": 0, "index": 1}, layer=COUNT_FROM_0, index=COUNT_FROM_0),
-    "NeuronSet": call(None, neurons=kind("tuple", "list", refused=OUTSIDE | {"one": lambda w: Neuron(0, 1)})),
+    "NeuronSet": call(
+        None, neurons=kind("tuple", "list", "dict", refused={"one": lambda w: Neuron(0, 1), "pairs": OUTSIDE["pairs"]})
+    ),
     "NeuronSet.of": call(
         lambda w: {"pairs": (0, 1)}, pairs=kind(refused={"three": lambda w: (1, 2, 3), "text": lambda w: "12"})
     ),
@@ -386,6 +388,7 @@ CALLS: dict[str, Call] = {
         targets=kind(
             "zero",
             "one",
+            "text",
             refused={"two": lambda w: [5, 6], "several tokens": lambda w: "a long text", "id": lambda w: 10**9},
         ),
         answer=kind("None"),
@@ -412,7 +415,7 @@ CALLS: dict[str, Call] = {
                 "outside": lambda w: {"m": {"q1": NeuronSet.of((0, 9999))}},
             },
         ),
-        factors=kind("list", "tuple", "list of numbers"),
+        factors=kind("list", "tuple", "list of numbers", "dict", "set", "tensor", "array"),
         executor=kind("None"),
     ),
     "edit_success": call(
@@ -422,7 +425,7 @@ CALLS: dict[str, Call] = {
     ),
     "enhance": call(_mn, neurons=SOME_NEURONS, factor=NUMBER),
     "estimate": call(_mq),
-    "find_neurons": call(_key, budget=kind("None", "type")),
+    "find_neurons": call(_key, budget=kind("None", "module")),
     "letter_probabilities": call(_mp),
     "load_model": call(
         lambda w: {"name_or_folder": "atlas"},
@@ -483,13 +486,13 @@ CALLS: dict[str, Call] = {
     "methods.Ranking.top": _method(lambda w: w.ranking, "top", lambda w: {"k": 1}, k=COUNT_FROM_0),
     "methods.at_most": call(lambda w: {"k": 1}),
     "methods.cut": call(
-        lambda w: {"rankings": {"q1": w.ranking}, "budget": methods.at_most(1)}, rankings=kind("dict"), budget=kind("type")
+        lambda w: {"rankings": {"q1": w.ranking}, "budget": methods.at_most(1)}, rankings=kind("dict"), budget=kind("module")
     ),
     "methods.equal_counts": call(lambda w: {"sets": {}}, sets=kind("dict")),
     "methods.find_at_equal_counts": call(
         lambda w: {"keys": ["qrnca"], "evidence": w.evidence, "budget": methods.at_most(1)},
         keys=kind("list", "tuple", "dict"),
-        budget=kind("type"),
+        budget=kind("module"),
     ),
     "methods.like": call(_l),
     "methods.own_sizes": call(_l),
@@ -551,7 +554,7 @@ CALLS: dict[str, Call] = {
     ),
     "clustering.ModelShape.bin_width": _method(lambda w: w.located.model, "bin_width", lambda w: {"bins": 1}),
     "clustering.NeuronClusters.for_cluster": _method(
-        lambda w: w.clusters, "for_cluster", lambda w: {"i": 1}, i=kind("one", refused={"cluster 99": lambda w: 99})
+        lambda w: w.clusters, "for_cluster", lambda w: {"i": 1}, i=kind("zero", "one", refused={"cluster 99": lambda w: 99})
     ),
     "clustering.check_located": call(_l),
     "clustering.config_of": call(),
@@ -564,7 +567,7 @@ CALLS: dict[str, Call] = {
     ),
     "study.Subject": call(
         lambda w: {"name": "s", "queries": w.queries, "renderings": (w.queries,)},
-        renderings=kind("tuple", refused={"one": lambda w: w.queries}),
+        renderings=kind("tuple", "list", refused={"one": lambda w: w.queries}),
         fresh=QUERIES.or_none(),
         held_out=QUERIES.or_none(),
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,15 +123,20 @@ def listed(name: str, values: Iterable[str]) -> tuple[str, ...]:
 
 
 def items(name: str, values: Iterable[_T], what: str) -> tuple[_T, ...]:
-    """What is given one after another as a tuple. TypeError, with what is wanted, for anything that holds nothing."""
-    try:
-        return tuple(values)
-    except TypeError:
-        raise WrongKindError(f"{name} must be {what}, not {told(values)}") from None
+    """What is given one after another as a tuple. TypeError, with what is wanted, for a text, a table and anything else that
+    does not hold things one after another."""
+    if not isinstance(values, str | bytes) and not hasattr(values, "columns"):
+        try:
+            return tuple(values)
+        except TypeError:
+            pass
+    raise WrongKindError(f"{name} must be {what}, not {told(values)}")
 
 
 def all_of(name: str, values: Iterable[_T], kind: type[_T], what: str) -> tuple[_T, ...]:
     """Several things of one kind as a tuple. TypeError, with what is wanted, for anything else."""
+    if isinstance(values, Mapping):
+        raise WrongKindError(f"{name} must be {what}, not {told(values)}")
     found = items(name, values, what)
     for value in found:
         check_kind(name, value, kind, what)

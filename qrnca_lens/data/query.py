@@ -420,7 +420,11 @@ def check_query_set(queries: object) -> None:
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:
     """The texts of several prompts; TypeError for anything else, such as a single prompt or texts."""
-    if not isinstance(prompts, Sequence) or not all(isinstance(prompt, Prompt) for prompt in prompts):
+    if (
+        isinstance(prompts, str)
+        or not isinstance(prompts, Sequence)
+        or not all(isinstance(prompt, Prompt) for prompt in prompts)
+    ):
         raise WrongKindError(f"expected a list of Prompt, found {told(prompts)}; give the prompts of a query, query.prompts")
     return [prompt.text for prompt in prompts]
 

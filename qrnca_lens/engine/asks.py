@@ -76,9 +76,13 @@ def chosen_positions(positions: int | Sequence[tuple[int, int]], length: int) ->
 
 
 def check_positions(positions: Positions) -> None:
-    """Whether positions can be some, whatever the prompt; errors as in `spans_of`."""
-    if not isinstance(positions, str) or positions not in ("last", "all"):
-        spans_of(positions)
+    """Whether positions can be some, whatever the prompt. Raises what `spans_of` raises, and ValueError for a span that is
+    empty in any prompt."""
+    if isinstance(positions, str) and positions in ("last", "all"):
+        return
+    for start, stop in spans_of(positions):
+        if stop is not None and (start < 0) == (stop < 0) and start >= stop:
+            raise ValueError(f"the span {(start, stop)} is empty; {_REMEDY}")
 
 
 def spans_of(positions: int | Sequence[tuple[int, int]]) -> list[tuple[int, int | None]]:

@@ -141,6 +141,8 @@ METHODS: dict[str, Method] = {
 def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], ScoreFunction]:
     """A decorator that enters a user's scoring function as a method. ValueError if the key is taken."""
 
+    _check_new(key, name, reference)
+
     def enter(function: ScoreFunction) -> ScoreFunction:
         _enter(_scoring(key, name, reference, one_by_one(function)))
         return function
@@ -151,6 +153,8 @@ def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], S
 def register_ranking(key: str, name: str, reference: str) -> Callable[[RankFunction], RankFunction]:
     """A decorator that enters a user's function from evidence to rankings as a method. ValueError if the key is taken."""
 
+    _check_new(key, name, reference)
+
     def enter(function: RankFunction) -> RankFunction:
         _enter(Method(key, name, reference, False, function))
         return function
@@ -158,11 +162,15 @@ def register_ranking(key: str, name: str, reference: str) -> Callable[[RankFunct
     return enter
 
 
+def _check_new(key: str, name: str, reference: str) -> None:
+    given_text("a method's name", name)
+    check_kind("a method's reference", reference, str, "a text")
+    if given_text("a method's key", key) in METHODS:
+        raise ValueError(f"a method with the key {key!r} is registered already; give another")
+
+
 def _enter(method: Method) -> None:
-    for name in ("key", "name"):
-        given_text(f"a method's {name}", getattr(method, name))
-    if method.key in METHODS:
-        raise ValueError(f"a method with the key {method.key!r} is registered already")
+    _check_new(method.key, method.name, method.reference)
     METHODS[method.key] = method
 
 

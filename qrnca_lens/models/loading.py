@@ -14,6 +14,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from qrnca_lens.core.values import given_text, told
 from qrnca_lens.models.adapters import merged
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
@@ -54,8 +55,8 @@ def load_model(
     own, does not fit its configuration, or gives other logits than `transformers` in either form.
     """
     dtype = torch.float32 if dtype is None else dtype
-    if dtype not in _TOLERANCE:
-        raise ModelError(f"dtype {dtype} is not supported; use torch.float32 or torch.bfloat16")
+    if not isinstance(dtype, torch.dtype) or dtype not in _TOLERANCE:
+        raise ModelError(f"dtype {told(dtype)} is not supported; use torch.float32 or torch.bfloat16")
     place = _device(device)
     source = find_source(name_or_folder)
     with _plain_torch():
@@ -81,9 +82,9 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ModelError(f"no device is called {name!r}; use 'cpu', or 'cuda' on a machine that has a GPU") from None
+        place = torch.device(given_text("device", name))
+    except (RuntimeError, TypeError, ValueError):
+        raise ModelError(f"no device is called {told(name)}; use 'cpu', or 'cuda' on a machine that has a GPU") from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (place.index or 0) >= counts.get(place.type, 0):
         there = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)

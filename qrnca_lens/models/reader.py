@@ -300,7 +300,7 @@ def _checked_id(model: HookedModel, target: object) -> int:
     value: Any = target.detach().cpu().numpy() if isinstance(target, torch.Tensor) else target
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
-    if isinstance(value, (bool, np.bool_, np.ndarray)) or not hasattr(value, "__index__"):
+    if isinstance(value, (bool, np.bool_, np.ndarray, type)) or not hasattr(value, "__index__"):
         shown = f"values of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
         raise WrongKindError(f"a target is a token as a text (' B') or a token id, not {shown}")
     found = operator.index(value)

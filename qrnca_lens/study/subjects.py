@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
-from qrnca_lens.core.values import WrongKindError, seed_number
+from qrnca_lens.core.values import WrongKindError, all_of, given_text, seed_number
 from qrnca_lens.core.writing import plain_name
 from qrnca_lens.data import Distractors, Query, QuerySet, Read, load_queries
 from qrnca_lens.data.query import check_query_set, check_read
@@ -42,7 +42,11 @@ class Subject:
     held_out: QuerySet | None = None
 
     def __post_init__(self) -> None:
-        plain_name(self.name)
+        plain_name(given_text("a subject's name", self.name))
+        for queries in (self.queries, *(one for one in (self.fresh, self.held_out) if one is not None)):
+            check_query_set(queries)
+        renderings = all_of("renderings", self.renderings, QuerySet, "a list of QuerySet, such as [queries]")
+        object.__setattr__(self, "renderings", renderings)
         try:
             plain_name(self.name + _FIGURE)
         except ValueError:

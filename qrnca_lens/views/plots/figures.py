@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering import QRNeurons, check_located
 from qrnca_lens.core.shown import LABEL, TITLE, plotly_label, plotly_whole
 from qrnca_lens.core.values import check_columns, listed
 from qrnca_lens.data import WORDING, Read
@@ -41,6 +41,7 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
 
     KeyError for an unknown group, ValueError for none at all.
     """
+    check_located(located)
     chosen = located.groups if groups is None else listed("groups", groups)
     if not chosen:
         raise ValueError("groups is empty; give at least one, or None for all")
