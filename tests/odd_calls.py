@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class World:
         self.query = self.queries.queries[0]
         self.prompt = self.query.prompts[0]
         self.effects = handmade.effects("qrnca", 0.0, [0.1, 0.2], [0.4, 0.4])
+
+    @cached_property
+    def asked(self) -> QuerySet:
+        """Queries with question and options, which can be put as open prompts."""
+        return ql.load_queries("atlas/domains").sample(1)
 
     @cached_property
     def evidence(self) -> Any:
@@ -338,7 +344,10 @@ CALLS: dict[str, Call] = {
     "QRNeurons.for_query": _method(_located, "for_query", lambda w: {"query": "q1"}),
     "QRNeurons.load": call(lambda w: {"folder": w.folder / "none"}),
     "QRNeurons.restrict": _method(
-        _located, "restrict", lambda w: {"queries": ["q1"]}, queries=kind(refused=KNOWN_IDS.refused)
+        _located,
+        "restrict",
+        lambda w: {"queries": [query.id for query in w.queries]},
+        queries=kind(refused=KNOWN_IDS.refused),
     ),
     "QRNeurons.save": _method(_located, "save", lambda w: {"folder": w.folder / "saved"}, folder=NEW_FOLDER),
     "QRNeurons.write_into": _method(
@@ -362,7 +371,7 @@ CALLS: dict[str, Call] = {
         model=kind(refused={"without a template": lambda w: w.model}),
         lead=kind("None"),
     ),
-    "QuerySet.as_open": _method(_queries, "as_open", empty=_none, held_out=kind()),
+    "QuerySet.as_open": _method(lambda w: w.asked, "as_open", empty=_none, held_out=kind()),
     "QuerySet.for_group": _method(_queries, "for_group", lambda w: {"groups": "g0"}, empty=_none, groups=GROUP),
     "QuerySet.keep": _method(_queries, "keep", lambda w: {"ids": ["q1"]}, empty=_none, ids=IDS, how=TEXT),
     "QuerySet.sample": _method(_queries, "sample", lambda w: {"per_group": 1}, empty=_none, per_group=COUNT),
@@ -550,14 +559,18 @@ CALLS: dict[str, Call] = {
     "localization.overlap_test": call(lambda w: {**_l(w), "permutations": 9}),
     "localization.significant": call(lambda w: {"test_frame": localization.overlap_test(w.located, 9)}, test_frame=kind()),
     "clustering.ModelShape": call(
-        lambda w: {"name": "m", "n_layers": 1, "d_mlp": 2, "fingerprint": "f"}, n_layers=COUNT, d_mlp=COUNT, fingerprint=TEXT
+        lambda w: {"name": "m", "n_layers": 1, "d_mlp": 2, "fingerprint": "f"},
+        n_layers=COUNT,
+        d_mlp=COUNT,
+        name=kind("text", "empty text"),
+        fingerprint=kind("text", "empty text"),
     ),
     "clustering.ModelShape.bin_width": _method(lambda w: w.located.model, "bin_width", lambda w: {"bins": 1}),
     "clustering.NeuronClusters.for_cluster": _method(
         lambda w: w.clusters, "for_cluster", lambda w: {"i": 1}, i=kind("zero", "one", refused={"cluster 99": lambda w: 99})
     ),
     "clustering.check_located": call(_l),
-    "clustering.config_of": call(),
+    "clustering.config_of": call(lambda w: {"config": None}),
     "clustering.make_cluster": call(
         lambda w: {"query": "q", "group": "g", "scores": [torch.ones(1, 2)], "threshold": 0.2},
         query=TEXT,
@@ -595,7 +608,8 @@ _OPERATORS = {"__getitem__", "__contains__", "__or__", "__and__", "__sub__"}
 
 def public() -> Iterator[tuple[str, Any]]:
     """Every public function, class and method by name: those of the package, and those of the rooms that users import."""
-    found = {name: getattr(ql, name) for name in ql.__all__ if name != "__version__"}
+    lacking = {"__version__", *(() if find_spec("ray") else ("RayExecutor",))}
+    found = {name: getattr(ql, name) for name in ql.__all__ if name not in lacking}
     for room, module in _ROOMS.items():
         names = [name for name in module.__all__ if name not in ql.__all__]
         found |= {f"{room}.{name}": getattr(module, name) for name in names}
@@ -624,8 +638,10 @@ def parameters(thing: Any) -> list[str]:
     return [name for name in inspect.signature(thing).parameters if name not in ("self", "cls")]
 
 
-def _thing(name: str) -> Any:
-    return dict(public())[name]
+@lru_cache(maxsize=1)
+def things() -> dict[str, Any]:
+    """`public` as a dictionary."""
+    return dict(public())
 
 
 @dataclass(frozen=True)
@@ -640,7 +656,7 @@ class OddCall:
 def odd_calls(name: str, world: World) -> Iterator[OddCall]:
     """A public name's valid call with each parameter in turn as it should not be, and the call of its empty object."""
     entry = CALLS[name]
-    called = entry.of(world) if entry.of else _thing(name)
+    called = entry.of(world) if entry.of else things()[name]
     given = entry.given(world)
     for parameter in parameters(called):
         of = entry.kinds[parameter] if parameter in entry.kinds else BY_NAME[parameter]
@@ -687,6 +703,12 @@ def fault_of(error: Exception) -> str:
     if isinstance(error, TypeError) and type(error) is TypeError:
         return f"is no WrongKindError: {told}"
     return ""
+
+
+def run_valid(name: str, world: World) -> Any:
+    """The valid call of a public name."""
+    entry = CALLS[name]
+    return _run(entry.of(world) if entry.of else things()[name], entry.given(world))
 
 
 def _is_raise(frame: traceback.FrameSummary) -> bool:

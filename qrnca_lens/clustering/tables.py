@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from qrnca_lens.clustering.cluster import CLUSTER_COLUMNS
-from qrnca_lens.core.values import given_text, whole_number
+from qrnca_lens.core.values import check_kind, whole_number
 
 TABLE_COLUMNS = ["query", "group", *CLUSTER_COLUMNS]
 QUERY_COLUMNS = ["query", "group", "prompts", "probability", "gap"]
@@ -31,7 +31,7 @@ class ModelShape:
         for name in ("n_layers", "d_mlp"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), at_least=1))
         for name in ("name", "fingerprint"):
-            given_text(name, getattr(self, name))
+            check_kind(f"the model's {name}", getattr(self, name), str, "a text")
 
     def bin_width(self, bins: int) -> int:
         """How many neurons of a layer stand in each of at most `bins` bins of equal width. ValueError for `bins` below 1."""

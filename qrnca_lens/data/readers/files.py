@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qrnca_lens.core.values import given_path, yes_or_no
+from qrnca_lens.core.values import given_path, seed_number, yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.multi_choice import DistractorPool, Distractors, check_distractors, check_language, to_multi_choice
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_query_set, check_questions
@@ -45,7 +45,7 @@ def load_queries(
     (file, line, field, what was expected), TypeError where `held_out` is not True or False and ValueError for other
     `distractors`.
     """
-    held_out = yes_or_no("held_out", held_out)
+    held_out, seed = yes_or_no("held_out", held_out), seed_number(seed)
     drawn = None if distractors is None else check_distractors(distractors)
     shipped, path = _path_of(source)
     if path.suffix.lower() == ".json":
