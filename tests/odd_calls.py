@@ -72,7 +72,7 @@ class World:
         self.model, self.located, self.folder = model, located, folder
         self.queries, self.neurons = located.asked, NeuronSet.of((0, 1), (1, 2))
         self.query = self.queries.queries[0]
-        self.prompt = self.query.prompts[0]
+        self.prompt, self.ids = self.query.prompts[0], [query.id for query in self.queries]
         self.effects = handmade.effects("qrnca", 0.0, [0.1, 0.2], [0.4, 0.4])
 
     @cached_property
@@ -371,7 +371,7 @@ CALLS: dict[str, Call] = {
         model=kind(refused={"without a template": lambda w: w.model}),
         lead=kind("None"),
     ),
-    "QuerySet.as_open": _method(lambda w: w.asked, "as_open", empty=_none, held_out=kind()),
+    "QuerySet.as_open": _method(lambda w: w.asked, "as_open", empty=_none),
     "QuerySet.for_group": _method(_queries, "for_group", lambda w: {"groups": "g0"}, empty=_none, groups=GROUP),
     "QuerySet.keep": _method(_queries, "keep", lambda w: {"ids": ["q1"]}, empty=_none, ids=IDS, how=TEXT),
     "QuerySet.sample": _method(_queries, "sample", lambda w: {"per_group": 1}, empty=_none, per_group=COUNT),
