@@ -38,12 +38,12 @@ def whole_number(name: str, value: Any, *, at_least: int | None = None, at_most:
     if found is None:
         raise WrongKindError(f"{name} must be a whole number, not {told(value)}")
     if at_least is not None and at_most is not None and not at_least <= found <= at_most:
-        raise ValueError(f"{name} must lie in {at_least} to {at_most}, not {found}")
+        raise ValueError(f"{name} must lie in {at_least} to {at_most}, not {told(found)}")
     if at_least is not None and found < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, not {found}")
+        raise ValueError(f"{name} must be at least {at_least}, not {told(found)}")
     largest = LARGEST_COUNT if at_most is None else at_most
     if found > largest:
-        raise ValueError(f"{name} must be at most {largest}, not {found}")
+        raise ValueError(f"{name} must be at most {largest}, not {told(found)}")
     return found
 
 
@@ -164,7 +164,10 @@ def told(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     plain = isinstance(value, (str, bytes, int, float, complex, os.PathLike, tuple, list, dict, set)) or value is None
-    shown = repr(value) if plain or getattr(value, "ndim", None) == 0 else ""
+    try:
+        shown = repr(value) if plain or getattr(value, "ndim", None) == 0 else ""
+    except ValueError:  # a whole number of thousands of digits
+        shown = ""
     return shown if shown and len(shown) <= _SHOWN and "\n" not in shown else f"{type(value).__name__}"
 
 
