@@ -44,6 +44,7 @@ ODD: dict[str, Any] = {
     "minus": -3,
     "huge": 10**30,
     "more digits than Python writes": 10**5000,
+    "as many below 0": -(10**5000),
     "half": 1.5,
     "nan": float("nan"),
     "inf": float("inf"),

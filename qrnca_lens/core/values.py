@@ -28,8 +28,8 @@ _SHOWN = 100  # characters of a value in an error
 
 
 def whole_number(name: str, value: Any, *, at_least: int | None = None, at_most: int | None = None) -> int:
-    """`value` as an int. TypeError for what is no whole number (True, 2.0 and "2" too), ValueError out of range, which ends
-    at `LARGEST_COUNT` where `at_most` says nothing else."""
+    """`value` as an int. TypeError for what is no whole number (True, 2.0 and "2" too), ValueError out of range, which is
+    `LARGEST_COUNT` on both sides of 0 where nothing else is said."""
     plain = _plain(value)
     try:
         found = None if isinstance(plain, bool) else operator.index(plain)
@@ -39,8 +39,9 @@ def whole_number(name: str, value: Any, *, at_least: int | None = None, at_most:
         raise WrongKindError(f"{name} must be a whole number, not {told(value)}")
     if at_least is not None and at_most is not None and not at_least <= found <= at_most:
         raise ValueError(f"{name} must lie in {at_least} to {at_most}, not {told(found)}")
-    if at_least is not None and found < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, not {told(found)}")
+    least = -LARGEST_COUNT if at_least is None else at_least
+    if found < least:
+        raise ValueError(f"{name} must be at least {least}, not {told(found)}")
     largest = LARGEST_COUNT if at_most is None else at_most
     if found > largest:
         raise ValueError(f"{name} must be at most {largest}, not {told(found)}")
