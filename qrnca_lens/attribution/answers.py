@@ -15,6 +15,7 @@ from jaxtyping import Float
 from qrnca_lens.attribution.integrals import Settings, TextOrTokens, integrate
 from qrnca_lens.attribution.result import AnswerToken, Attribution
 from qrnca_lens.attribution.targets import Answer, Reduce
+from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.data import Prompt
 from qrnca_lens.engine.asks import Objective, Positions, log_probability_of
 from qrnca_lens.engine.edits import Edit, Reading, read_edited
@@ -25,7 +26,7 @@ from qrnca_lens.models import HookedModel, reader_of, text_of, to_tokens
 def answer_of(model: HookedModel, prompt: TextOrTokens, text: str, reduce: Reduce = "mean") -> Answer:
     """A text as the answer to a prompt; ModelError as `Reader.answer`, TypeError for what is no text."""
     if not isinstance(text, str):
-        raise TypeError(f"an answer is a text, not {type(text).__name__}")
+        raise WrongKindError(f"an answer is a text, not {type(text).__name__}")
     return Answer(reader_of(model).answer(prompt, text), text, reduce)
 
 

@@ -14,8 +14,8 @@ from qrnca_lens.attribution.result import Attribution
 from qrnca_lens.attribution.targets import Answer, Continuation, Reduce, Target, check_target
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule
-from qrnca_lens.core.values import whole_number
-from qrnca_lens.engine.asks import Positions
+from qrnca_lens.core.values import items, whole_number
+from qrnca_lens.engine.asks import Positions, check_positions
 from qrnca_lens.models import HookedModel, check_hooked, check_site, text_of, to_tokens
 
 AskedFor: TypeAlias = str | SupportsIndex | Target
@@ -91,7 +91,9 @@ def attribute(
     """
     check_hooked(model)
     steps, one = whole_number("steps", steps), isinstance(prompts, str | torch.Tensor)
-    asked_for = [prompts] if isinstance(prompts, str | torch.Tensor) else list(prompts)
+    one_prompt = "a prompt (a text or a tensor of token ids) or a list of these"
+    asked_for = [prompts] if isinstance(prompts, str | torch.Tensor) else list(items("prompts", prompts, one_prompt))
+    check_positions(positions)
     aims, others = _aims(model, asked_for, targets, answer, against, reduce, one=one)
     settings = Settings(steps, rule, check_site(model, site), positions)
     found = _of_targets(model, asked_for, aims, settings)
@@ -133,7 +135,7 @@ def _aims(
         raise ValueError("give a target or an answer: a token or a value of attribution.targets, or answer='a text'")
     aims: list[Target] = []
     if targets is not None:
-        if against is not None or reduce != "mean":
+        if against is not None or not isinstance(reduce, str) or reduce != "mean":
             raise ValueError("against and reduce are about answers; give answer='a text' in the place of a target")
         for target in _each("target", len(prompts), targets, one=one):
             aims.append(target if isinstance(target, Target) else target_of(model, target))

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 
+from qrnca_lens.core.values import one_of
 from qrnca_lens.engine.asks import probability_of
 from qrnca_lens.models import HookedModel, ModelError, OptionTokens
 
@@ -180,8 +181,7 @@ class Answer(_Text):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduce not in get_args(Reduce):
-            raise ValueError(f"reduce must be one of {', '.join(get_args(Reduce))}, not {self.reduce!r}")
+        one_of("reduce", self.reduce, get_args(Reduce))
 
     @property
     def weight(self) -> float:

@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.core.values import number
+from qrnca_lens.core.values import WrongKindError, given_text, items, number, told
 
 CLUSTER_COLUMNS = ["layer", "neuron", "attribution", "templates"]
+
+_SCORES = "a list of tensors [layer, neuron], one for each prompt"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ def make_cluster(query: str, group: str, scores: Sequence[Scores], threshold: fl
     The threshold of each template by itself is the authors' code's; the paper does not say over what it is taken.
     """
     threshold = threshold_share(threshold)
+    given_text("query", query)
+    given_text("group", group)
+    scores = items("scores", scores, _SCORES)
+    if not scores:
+        raise ValueError("scores is empty; give the scores of each of the query's prompts")
+    for one in scores:
+        if not isinstance(one, torch.Tensor) or one.ndim != 2:
+            raise WrongKindError(f"scores must be {_SCORES}, not {told(one)}")
     parts = [_kept(template, threshold) for template in scores]
     table = pd.concat(parts, ignore_index=True)
     joined = table.groupby(["layer", "neuron"], as_index=False).agg(

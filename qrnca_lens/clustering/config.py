@@ -8,7 +8,7 @@ from typing import get_args
 from qrnca_lens.clustering.cluster import threshold_share
 from qrnca_lens.core.neurons import Site
 from qrnca_lens.core.rules import Rule, quadrature
-from qrnca_lens.core.values import number, whole_number
+from qrnca_lens.core.values import check_kind, number, told, whole_number
 from qrnca_lens.data.query import Read, check_read
 
 
@@ -45,8 +45,16 @@ class QRNCAConfig:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         quadrature(self.rule, self.steps)
-        if self.site is not None and self.site not in get_args(Site):
-            raise ValueError(f"site must be None or one of {', '.join(get_args(Site))}, not {self.site!r}")
+        if self.site is not None and (not isinstance(self.site, str) or self.site not in get_args(Site)):
+            raise ValueError(f"site must be None or one of {', '.join(get_args(Site))}, not {told(self.site)}")
         check_read(self.read)
         if not 0 < self.common_share <= 1:
             raise ValueError(f"common_share must lie in (0, 1], not {self.common_share}")
+
+
+def config_of(config: QRNCAConfig | None) -> QRNCAConfig:
+    """The configuration given, or the paper's for None. TypeError for anything else."""
+    if config is None:
+        return QRNCAConfig()
+    check_kind("config", config, QRNCAConfig, "a QRNCAConfig, such as QRNCAConfig(steps=32)")
+    return config

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
-from qrnca_lens.clustering.qr_neurons import QRNeurons
+from qrnca_lens.clustering.qr_neurons import QRNeurons, check_located
 from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shown import notebook
-from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.core.values import seed_number, told, whole_number
 
 Profiles = Float[np.ndarray, "neuron query"]
 Labels = Int[np.ndarray, " neuron"]
@@ -126,8 +126,9 @@ def cluster_neurons(
     Raises ValueError for an unknown method, fewer than 3 neurons or 2 distinct profiles, a `k` outside 2 to one less than
     the number of neurons (and at most that of distinct profiles), `min_queries` below 1 or negative `bootstraps`.
     """
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    check_located(located)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"no method {told(method)}; there are {', '.join(METHODS)}")
     min_queries, bootstraps = (
         whole_number("min_queries", min_queries, at_least=1),
         whole_number("bootstraps", bootstraps, at_least=0),

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from qrnca_lens.clustering.config import QRNCAConfig
-from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed
+from qrnca_lens.clustering.gaps import GAP_COLUMNS, MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed
 from qrnca_lens.clustering.refine import (
     check_enough_queries,
     common_neurons,
@@ -23,12 +23,20 @@ from qrnca_lens.clustering.refine import (
     take_top,
 )
 from qrnca_lens.clustering.saving import Saved, SavedTables
-from qrnca_lens.clustering.tables import Failure, ModelShape, failed_table
+from qrnca_lens.clustering.tables import FAILED_COLUMNS, Failure, ModelShape, failed_table
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.shown import notebook
-from qrnca_lens.core.values import listed, whole_number
-from qrnca_lens.core.writing import whole_folder
+from qrnca_lens.core.values import WrongKindError, check_columns, check_kind, given_path, listed, told, whole_number
+from qrnca_lens.core.writing import check_folder, whole_folder
 from qrnca_lens.data import QuerySet
+from qrnca_lens.data.query import check_query_set
+
+_NEEDED = {
+    "clusters": ("query", "group", "layer", "neuron", "attribution"),
+    "queries": ("query", "group"),
+    "failed": FAILED_COLUMNS,
+    "gaps": GAP_COLUMNS,
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,12 @@ class QRNeurons:
     gaps: pd.DataFrame = field(default_factory=gap_table, repr=False)
 
     def __post_init__(self) -> None:
+        check_kind("config", self.config, QRNCAConfig, "a QRNCAConfig")
+        check_kind("model", self.model, ModelShape, "a ModelShape")
+        check_kind("about", self.about, dict, "a dict")
+        check_query_set(self.asked)
+        for name, columns in _NEEDED.items():
+            check_columns(name, getattr(self, name), columns, f"a table with the columns {', '.join(columns)}")
         check_enough_queries(len(self.queries), self.config.common_share)
 
     @cached_property
@@ -137,10 +151,11 @@ class QRNeurons:
     def check_query(self, query: str) -> None:
         """KeyError for a query that is not in the result, with the reason if it failed, else with the nearest id."""
         if not isinstance(query, str) or query not in self._ids:
-            for reason in self.failed.loc[self.failed["query"] == query, "reason"]:
-                raise KeyError(f"query {query!r} failed and has no neurons: {reason}")
+            reasons = dict(zip(self.failed["query"], self.failed["reason"], strict=True))
+            if isinstance(query, str) and query in reasons:
+                raise KeyError(f"query {query!r} failed and has no neurons: {reasons[query]}")
             near = get_close_matches(str(query), list(self._ids), 1, 0.0)
-            raise KeyError(f"no query {query!r} among the {len(self._ids)} of this result; the nearest is {near[0]!r}")
+            raise KeyError(f"no query {told(query)} among the {len(self._ids)} of this result; the nearest is {near[0]!r}")
 
     @cached_property
     def _ids(self) -> dict[str, None]:
@@ -154,8 +169,8 @@ class QRNeurons:
 
     def check_group(self, group: str) -> None:
         """KeyError for a group that is not in the result."""
-        if group not in self.groups:
-            raise KeyError(f"no group {group!r} in this result; there are {', '.join(self.groups)}")
+        if not isinstance(group, str) or group not in self.groups:
+            raise KeyError(f"no group {told(group)} in this result; there are {', '.join(self.groups)}")
 
     def for_group(self, group: str) -> NeuronSet:
         """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
@@ -178,11 +193,13 @@ class QRNeurons:
 
         FileExistsError if it is there and not empty, or a link.
         """
-        with whole_folder(Path(folder)) as made:
+        with whole_folder(given_path("folder", folder)) as made:
             self.write_into(made)
 
     def write_into(self, folder: Path) -> None:
         """Write the files of `save` into an existing folder, the header last: with it the result is whole."""
+        folder = given_path("folder", folder)
+        check_folder(folder)
         tables = SavedTables(self.clusters, self.queries, self.gaps)
         failed = tuple(Failure(*row) for row in self.failed.itertuples(index=False))
         saved = Saved(tables, self.config, self.model, self.about, self.asked, failed)
@@ -196,7 +213,7 @@ class QRNeurons:
         one that is missing or not as it was written (`locate` with the same folder mends it).
         In folders of format 1 (before `format` stood in header.json) a site of None is the model's default.
         """
-        found = Saved.read(Path(folder))
+        found = Saved.read(given_path("folder", folder))
         tables, failed = found.tables, failed_table(found.failed)
         return cls(tables.clusters, tables.queries, found.config, found.model, found.about, found.asked, failed, tables.gaps)
 
@@ -245,6 +262,12 @@ class QRNeurons:
     def _repr_html_(self) -> str:
         by_group = self.per_query().groupby("group", sort=False, as_index=False)
         return notebook(repr(self), by_group.agg(queries=("query", "size"), qr=("qr", "mean")), self.top(10))
+
+
+def check_located(located: QRNeurons) -> None:
+    """TypeError for anything but a QRNeurons."""
+    if not isinstance(located, QRNeurons):
+        raise WrongKindError(f"expected a QRNeurons (what qrnca_lens.locate returns), found {type(located).__name__}")
 
 
 def _ranked(rows: pd.DataFrame) -> pd.DataFrame:

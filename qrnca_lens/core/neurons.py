@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import WrongKindError, check_kind, items, told, whole_number
 
+_MAKE = "make them with Neuron(layer, index) or NeuronSet.of((3, 17))"
+_NEURONS = f"neurons ({_MAKE})"
 Site = Literal["up", "gate", "pre", "post"]
 """Where a neuron is read and scaled; `models.sites` says what each is."""
 
@@ -46,16 +48,17 @@ class NeuronSet:
     neurons: tuple[Neuron, ...] = ()
 
     def __post_init__(self) -> None:
-        for neuron in self.neurons:
+        for neuron in (given := items("neurons", self.neurons, _NEURONS)):
             if not isinstance(neuron, Neuron):
-                raise TypeError(
-                    f"expected neurons, found {neuron!r}; make them with Neuron(layer, index) or NeuronSet.of((3, 17))"
-                )
-        object.__setattr__(self, "neurons", tuple(dict.fromkeys(self.neurons)))
+                raise WrongKindError(f"expected neurons, found {told(neuron)}; {_MAKE}")
+        object.__setattr__(self, "neurons", tuple(dict.fromkeys(given)))
 
     @classmethod
     def of(cls, *pairs: tuple[int, int]) -> NeuronSet:
-        """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`."""
+        """From (layer, index) pairs: `NeuronSet.of((3, 17), (4, 2))`. TypeError for anything but pairs of whole numbers."""
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise WrongKindError(f"a neuron is given as a pair (layer, index), not {told(pair)}; {_MAKE}")
         return cls(tuple(Neuron(layer, index) for layer, index in pairs))
 
     @classmethod
@@ -65,7 +68,7 @@ class NeuronSet:
         TypeError for anything but a table, ValueError for a table without one of the columns.
         """
         if not isinstance(rows, pd.DataFrame):
-            raise TypeError(f"expected a table with the columns layer and neuron, found {type(rows).__name__}")
+            raise WrongKindError(f"expected a table with the columns layer and neuron, found {type(rows).__name__}")
         missing = [name for name in ("layer", "neuron") if name not in rows.columns]
         if missing:
             raise ValueError(
@@ -81,17 +84,17 @@ class NeuronSet:
         return iter(self.neurons)
 
     def __contains__(self, neuron: object) -> bool:
-        return neuron in set(self.neurons)
+        return isinstance(neuron, Neuron) and neuron in set(self.neurons)
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
-        return NeuronSet(self.neurons + other.neurons)
+        return NeuronSet(self.neurons + _others(other))
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
-        kept = set(other.neurons)
+        kept = set(_others(other))
         return NeuronSet(tuple(n for n in self.neurons if n in kept))
 
     def __sub__(self, other: NeuronSet) -> NeuronSet:
-        dropped = set(other.neurons)
+        dropped = set(_others(other))
         return NeuronSet(tuple(n for n in self.neurons if n not in dropped))
 
     def by_layer(self) -> dict[int, list[int]]:
@@ -107,6 +110,7 @@ class NeuronSet:
 
     def check_inside(self, n_layers: int, d_mlp: int) -> None:
         """ValueError that names the first neuron outside a model of this size."""
+        n_layers, d_mlp = whole_number("n_layers", n_layers, at_least=1), whole_number("d_mlp", d_mlp, at_least=1)
         for neuron in self.neurons:
             if neuron.layer >= n_layers or neuron.index >= d_mlp:
                 raise ValueError(
@@ -118,7 +122,23 @@ def neuron_set(neurons: Iterable[Neuron] | Neuron) -> NeuronSet:
     """A NeuronSet of one neuron or of any iterable of neurons (a NeuronSet passes through). TypeError for other things."""
     if isinstance(neurons, NeuronSet):
         return neurons
-    return NeuronSet((neurons,) if isinstance(neurons, Neuron) else tuple(neurons))
+    return NeuronSet((neurons,) if isinstance(neurons, Neuron) else items("neurons", neurons, _NEURONS))
+
+
+def check_sets(name: str, sets: Mapping[str, Mapping[str, NeuronSet]]) -> None:
+    """TypeError for anything but neurons by method and then by query."""
+    what = 'neurons by method and query, such as {"qrnca": {"q1": NeuronSet.of((3, 17))}}'
+    check_kind(name, sets, Mapping, what)
+    for method, found in sets.items():
+        check_kind(f"{name}[{method!r:.40}]", found, Mapping, f"a dict of neurons by query; {name} is {what}")
+        for query, neurons in found.items():
+            check_kind(f"{name}[{method!r:.40}][{query!r:.40}]", neurons, NeuronSet, f"a NeuronSet ({_MAKE})")
+
+
+def _others(other: NeuronSet) -> tuple[Neuron, ...]:
+    """The neurons of what a set is joined with."""
+    check_kind("the other set", other, NeuronSet, f"a NeuronSet ({_MAKE})")
+    return other.neurons
 
 
 def best_first(scores: Scores) -> tuple[Int[np.ndarray, " place"], Int[np.ndarray, " place"], Float[np.ndarray, " place"]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qrnca_lens.core.shapes import Nodes
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import known, whole_number
 
 Rule = Literal["right", "endpoints", "gauss-legendre", "auto"]
 _TOLERANCE, _FLOOR = 0.01, 1e-5
@@ -49,6 +49,10 @@ class Quadrature:
         return replace(self, nodes=nodes, weights=weights)
 
 
+MOST_STEPS = 4096
+"""The most nodes of a rule: far more than any integral needs, and few enough to be made at once."""
+
+
 def tolerated_gap(value: float) -> float:
     """The largest completeness gap that rule "auto" leaves: 1 % of what is attributed, such as P(target), but never less
     than 1e-5, where rounding begins."""
@@ -57,10 +61,9 @@ def tolerated_gap(value: float) -> float:
 
 def quadrature(rule: Rule, steps: int) -> Quadrature:
     """The nodes and weights of a rule with `steps` nodes ("auto": to begin with). ValueError for an unknown rule or fewer
-    than one step, TypeError for steps that are no whole number."""
-    steps = whole_number("steps", steps)
-    if rule not in _RULES:
-        raise ValueError(f"unknown rule {rule!r}; there are {', '.join(_RULES)}")
+    than one step or more than `MOST_STEPS`, TypeError for steps that are no whole number."""
+    steps = whole_number("steps", steps, at_most=MOST_STEPS)
+    known("rule", rule, _RULES)
     if steps < 1 or (rule == "endpoints" and steps < 2):
         raise ValueError(f"rule {rule!r} needs at least {2 if rule == 'endpoints' else 1} steps, not {steps}")
     return _RULES[rule](steps)

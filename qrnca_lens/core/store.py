@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from qrnca_lens._version import __version__
+from qrnca_lens.core.values import given_path
 from qrnca_lens.core.writing import check_folder, whole_file
 
 FORMAT = 3
@@ -61,7 +62,7 @@ class DamageWarning(UserWarning):
 
 def run_place(folder: str | os.PathLike[str]) -> Path:
     """The path of a run's folder. RunError, with nothing left behind, where none can be made (`writing.check_folder`)."""
-    path = Path(folder)
+    path = given_path("folder", folder)
     with usable():
         check_folder(path)
     return path

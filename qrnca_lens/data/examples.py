@@ -31,6 +31,9 @@ def with_solved(queries: Sequence[Query], count: int, seed: int) -> tuple[Query,
     groups: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
         groups[query.group].append(query)
+    for group in groups.values():
+        if count >= len({query.unit for query in group}):  # before a circle is drawn for each example
+            raise _Examples(group, 0, seed).too_few(group[0], count)
     drawers = {name: _Examples(group, count, seed) for name, group in groups.items()}
     drawn = {query.id: drawers[query.group].of(query) for query in queries}
     return tuple(
@@ -66,17 +69,18 @@ class _Examples:
             fitting = (one for one in after if self._fits(one, query) and one.unit not in found)
             taken = next(fitting, None)
             if taken is None:
-                raise self._too_few(query)
+                raise self.too_few(query, len(self._circles))
             found[taken.unit] = taken
         return tuple(found.values())
 
     def _fits(self, one: Query, query: Query) -> bool:
         return one.unit != query.unit and len(one.prompts) >= len(query.prompts)
 
-    def _too_few(self, query: Query) -> DataError:
+    def too_few(self, query: Query, count: int) -> DataError:
+        """The error where `count` examples are asked for and there are fewer for this query."""
         most = len({one.unit for one in self._group if self._fits(one, query)})
         return DataError(
-            f"query {query.id!r}: {len(self._circles)} examples are asked for, but group {query.group!r} has only {most} "
+            f"query {query.id!r}: {count} examples are asked for, but group {query.group!r} has only {most} "
             f"other questions of as many prompts; ask for at most {most}, or take the examples before you take a sample"
         )
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args, overload
 
-from qrnca_lens.core.values import seed_number, yes_or_no
+from qrnca_lens.core.values import seed_number, told, yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.forms import by_form, form
 from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
@@ -118,9 +118,9 @@ def check_language(question: Question) -> None:
 
 def check_distractors(distractors: Distractors) -> Distractors:
     """`distractors`, if it is one of the two; ValueError names them otherwise."""
-    if distractors not in get_args(Distractors):
+    if not isinstance(distractors, str) or distractors not in get_args(Distractors):
         raise ValueError(
-            f"distractors must be one of {', '.join(map(repr, get_args(Distractors)))}, not {distractors!r:.80}"
+            f"distractors must be one of {', '.join(map(repr, get_args(Distractors)))}, not {told(distractors)}"
         )
     return distractors
 

@@ -18,7 +18,18 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import pandas as pd
 
 from qrnca_lens.core.shown import TITLE, shortened, visible
-from qrnca_lens.core.values import listed, number, seed_number, whole_number, yes_or_no
+from qrnca_lens.core.values import (
+    WrongKindError,
+    all_of,
+    given_text,
+    listed,
+    number,
+    one_of,
+    seed_number,
+    told,
+    whole_number,
+    yes_or_no,
+)
 from qrnca_lens.data.chat import Chat
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.examples import with_solved
@@ -72,7 +83,7 @@ class Question:
         for field in ("language", "relation", "fact"):
             check_text(getattr(self, field), field, where, empty=True)
         for field in ("distractors", "also_right"):
-            check_texts(getattr(self, field), field, where)
+            object.__setattr__(self, field, check_texts(getattr(self, field), field, where))
         check_group(self.group, where)
 
 
@@ -96,15 +107,15 @@ class Prompt:
     rendering: Rendering = "plain"
 
     def __post_init__(self) -> None:
-        if self.letter not in LETTERS:
-            raise DataError(f"prompt letter {self.letter!r} is not one of {', '.join(LETTERS)}")
-        if self.read not in get_args(Read):
-            raise DataError(f"a prompt's field 'read': {self.read!r} is none of {', '.join(get_args(Read))}")
+        if not isinstance(self.letter, str) or self.letter not in LETTERS:
+            raise DataError(f"prompt letter {told(self.letter)} is not one of {', '.join(LETTERS)}")
+        if not isinstance(self.read, str) or self.read not in get_args(Read):
+            raise DataError(f"a prompt's field 'read': {told(self.read)} is none of {', '.join(get_args(Read))}")
         check_text(self.text, "text", "a prompt")
         check_text(self.template, "template", "a prompt", empty=True)
-        check_texts(self.options, "options", "a prompt")
-        if self.rendering not in get_args(Rendering):
-            raise DataError(f"prompt rendering {self.rendering!r:.80} is not one of {', '.join(get_args(Rendering))}")
+        object.__setattr__(self, "options", check_texts(self.options, "options", "a prompt"))
+        if not isinstance(self.rendering, str) or self.rendering not in get_args(Rendering):
+            raise DataError(f"prompt rendering {told(self.rendering)} is not one of {', '.join(get_args(Rendering))}")
         if self.read == "answer":
             check_distinct_options(self.options, "an open prompt")
             return
@@ -176,6 +187,8 @@ class Query:
         for field in ("question", "answer", "language", "relation", "fact"):
             check_text(getattr(self, field), field, where, empty=True)
         check_group(self.group, where)
+        prompts = all_of(f"{where}: field 'prompts'", self.prompts, Prompt, "a list of Prompt")
+        object.__setattr__(self, "prompts", prompts)
         if not self.prompts:
             raise DataError(f"{where} has no prompt")
         _check_one_read(where, self.prompts)
@@ -216,8 +229,10 @@ class QuerySet:
     made: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_text(self.name, "name", f"query set {self.name!r}")
-        check_texts(self.made, "made", f"query set {self.name!r}")
+        check_text(self.name, "name", f"query set {told(self.name)}")
+        object.__setattr__(self, "made", check_texts(self.made, "made", f"query set {self.name!r}"))
+        queries = all_of("queries", self.queries, Query, "a list of Query; load them with qrnca_lens.load_queries")
+        object.__setattr__(self, "queries", queries)
         twice = [key for key, count in Counter(query.id for query in self.queries).items() if count > 1]
         if twice:
             raise DataError(f"{self.name}: query id {twice[0]!r} stands twice; ids must be distinct")
@@ -259,9 +274,9 @@ class QuerySet:
 
     def for_group(self, *groups: str) -> QuerySet:
         """The queries of these groups; DataError names the groups there are if one is unknown."""
-        unknown = [group for group in groups if group not in self.groups]
+        unknown = [group for group in groups if not isinstance(group, str) or group not in self.groups]
         if unknown:
-            raise DataError(f"{self.name}: no group {unknown[0]!r}; there are {', '.join(self.groups)}")
+            raise DataError(f"{self.name}: no group {told(unknown[0])}; there are {', '.join(self.groups)}")
         return self._where(lambda query: query.group in groups, f"groups {', '.join(groups)}")
 
     def sample(self, per_group: int, seed: int = 0) -> QuerySet:
@@ -292,9 +307,10 @@ class QuerySet:
         where its prompts are open already. Raises DataError for a query that lacks question or options or whose language
         has no such templates.
         """
+        held_out = yes_or_no("held_out", held_out)
         if self.read == "answer" and len(self):
             return self
-        queries = tuple(replace(query, prompts=_open_prompts(query, yes_or_no("held_out", held_out))) for query in self)
+        queries = tuple(replace(query, prompts=_open_prompts(query, held_out)) for query in self)
         return QuerySet(queries, self.name, (*self.made, f"open prompts{' held-out template' * held_out}"))
 
     def with_examples(self, k: int, seed: int = 0) -> QuerySet:
@@ -340,7 +356,7 @@ class QuerySet:
 
         `made` tells how they were found: "12 chosen queries".
         """
-        kept = set(listed("ids", ids))
+        kept, how = set(listed("ids", ids)), given_text("how", how)
         return self._where(lambda query: query.id in kept, f"{len(kept)} {how} queries")
 
     def to_dict(self) -> dict[str, Any]:
@@ -393,21 +409,23 @@ def _check_one_read(where: str, prompts: Sequence[Prompt]) -> None:
 
 def check_read(read: str) -> Read:
     """What answers are read from; ValueError for anything else."""
-    if read not in get_args(Read):
-        raise ValueError(f"read must be one of {', '.join(get_args(Read))}, not {read!r}")
-    return cast("Read", read)
+    return cast("Read", one_of("read", read, get_args(Read)))
 
 
 def check_query_set(queries: object) -> None:
     """TypeError for anything but a QuerySet, such as the name of one or a list of queries."""
     if not isinstance(queries, QuerySet):
-        raise TypeError(f"expected a QuerySet, found {type(queries).__name__}; load them with qrnca_lens.load_queries")
+        raise WrongKindError(f"expected a QuerySet, found {type(queries).__name__}; load them with qrnca_lens.load_queries")
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:
     """The texts of several prompts; TypeError for anything else, such as a single prompt or texts."""
-    if not isinstance(prompts, Sequence) or not all(isinstance(prompt, Prompt) for prompt in prompts):
-        raise TypeError(f"expected a list of Prompt, found {prompts!r:.80}; give the prompts of a query, query.prompts")
+    if (
+        isinstance(prompts, str)
+        or not isinstance(prompts, Sequence)
+        or not all(isinstance(prompt, Prompt) for prompt in prompts)
+    ):
+        raise WrongKindError(f"expected a list of Prompt, found {told(prompts)}; give the prompts of a query, query.prompts")
     return [prompt.text for prompt in prompts]
 
 
@@ -419,7 +437,7 @@ def check_group(group: str, where: str) -> None:
 
 def check_questions(questions: Iterable[Question]) -> None:
     """Refuse what cannot become a set of fair multi-choice questions: DataError names the question and the field."""
-    items = tuple(questions)
+    items = all_of("questions", questions, Question, "a list of Question, as load_questions gives")
     seen: set[str] = set()
     for item in items:
         if item.id in seen:

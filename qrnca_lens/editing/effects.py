@@ -13,14 +13,14 @@ from jaxtyping import Float
 
 from qrnca_lens.attribution.options import edited_options
 from qrnca_lens.attribution.targets import is_right
-from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.core.values import number, seed_number
+from qrnca_lens.core.neurons import NeuronSet, check_sets
+from qrnca_lens.core.values import items, number, seed_number
 from qrnca_lens.data import Prompt, Query, QuerySet
 from qrnca_lens.data.query import check_query_set
 from qrnca_lens.editing.partners import Partners, Place, partners_of, shown_places
-from qrnca_lens.engine.asks import Positions
+from qrnca_lens.engine.asks import Positions, check_positions
 from qrnca_lens.engine.edits import Edit
-from qrnca_lens.engine.executors import Executor, LocalExecutor, in_order
+from qrnca_lens.engine.executors import Executor, LocalExecutor, check_executor, in_order
 from qrnca_lens.models import HookedModel, check_hooked
 
 SUPPRESS, BOOST = 0.0, 2.0
@@ -108,7 +108,12 @@ def edit_effects(
     """
     check_hooked(model)
     check_query_set(queries)
-    factors, seed = [number("factor", factor) for factor in factors], seed_number(seed)
+    check_sets("methods", methods)
+    check_positions(positions)
+    if executor is not None:
+        check_executor(executor)
+    given, seed = items("factors", factors, "a list of numbers, such as [0, 2]"), seed_number(seed)
+    factors = [number("factor", factor) for factor in given]
     if len(queries.groups) < 2:
         raise ValueError("unrelated queries come from other groups; give queries of at least two groups")
     by_id = {query.id: query for query in queries}
@@ -144,7 +149,7 @@ def _run(
     prompts = {place: queries[place[0]].prompts[place[1]] for place in wanted}
     edits = [[(methods[edit.method][edit.owner], edit.factor) for edit in of_place] for of_place in wanted.values()]
     asked = list(prompts.values())
-    size = len(asked) if executor is None else _TOGETHER
+    size = max(1, len(asked)) if executor is None else _TOGETHER
     pieces = [
         _Piece(tuple(asked[start : start + size]), tuple(map(tuple, edits[start : start + size])), positions)
         for start in range(0, len(asked), size)

@@ -10,7 +10,7 @@ import torch
 
 from qrnca_lens.core.neurons import Neuron, neuron_set
 from qrnca_lens.core.values import number
-from qrnca_lens.engine.asks import Positions, spans_of
+from qrnca_lens.engine.asks import Positions, check_positions
 from qrnca_lens.engine.hooks import with_hooks
 from qrnca_lens.engine.padding import RowEnds, row_ends
 from qrnca_lens.models import HookedModel, check_hooked, exclusive, mlp_width, site_hook
@@ -43,8 +43,7 @@ def scale(
         raise ValueError("the neuron set is empty; there is nothing to scale")
     chosen.check_inside(model.cfg.n_layers, mlp_width(model))
     factor = number("the factor", factor)
-    if positions not in ("last", "all"):
-        spans_of(positions)
+    check_positions(positions)
     with exclusive(model), row_ends(model) as ends:
         where = _places(positions, ends)
         by_layer = chosen.by_layer().items()

@@ -8,16 +8,30 @@ compared over the same prompts.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from qrnca_lens.core.intervals import Interval, clustered_interval, quantile_interval, resampled_means
+from qrnca_lens.core.values import check_columns, seed_number, yes_or_no
 
 KINDS = ("same", "other")
 """The two kinds of partners (`editing.partners`): with the same right letter and with another or, for open prompts, of the
 same group and of another."""
+
+CHANGE_COLUMNS = [
+    *("factor", "group", "queries"),
+    *(f"{kind}{bound}" for kind in ("own", *KINDS) for bound in ("", "_low", "_high")),
+]
+"""The columns of `group_changes`."""
+_TURNED = ["unit", "prompts", "right_before", "wrong_to_right", "right_to_wrong"]
+_CHANGED = [
+    *("unit", "prompts"),
+    *(f"{log}p_{kind}{when}" for log in ("", "log_") for kind in ("", "same_", "other_") for when in ("before", "after")),
+    *("same_prompts", "other_prompts"),
+]
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ class PCR:
 
 def probability_change_ratio(effects: pd.DataFrame, *, seed: int = 0) -> PCR:
     """PCR of one method and factor: the rows of `edit_effects` for it. ValueError for no rows."""
+    check_effects(effects, _CHANGED)
     if effects.empty:
         raise ValueError("no edit effects to summarise")
     changes = _changes(effects)
@@ -210,6 +225,8 @@ def edit_success(effects: pd.DataFrame, *, boost: bool) -> Flips:
 
     The interval is Wilson's for as many prompts as independent ones would tell as much (`clustered_interval`).
     """
+    check_effects(effects, _TURNED)
+    boost = yes_or_no("boost", boost)
     by_unit = effects.groupby("unit")[["prompts", "right_before", "wrong_to_right", "right_to_wrong"]].sum()
     right = by_unit["right_before"]
     totals = (by_unit["prompts"] - right if boost else right).to_numpy(dtype=int)
@@ -225,10 +242,15 @@ def group_changes(effects: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Columns: factor, group, queries, and own (the query itself), same and other (their partners: unrelated prompts with the
     same right letter and with another, of open prompts those of the same group and of another), each with _low and _high.
     """
-    rows = []
+    check_effects(effects, ["factor", "group", *_CHANGED])
+    rows, seed = [], seed_number(seed)
     for (factor, group), part in effects.groupby(["factor", "group"], sort=False):
         found = probability_change_ratio(part, seed=seed)
         kinds = (found.own, found.same_letter, found.other_letter)
         rows.append((factor, group, found.queries, *[x for kind in kinds for x in (kind.mean, *kind.ci)]))
-    names = [f"{kind}{bound}" for kind in ("own", *KINDS) for bound in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["factor", "group", "queries", *names])
+    return pd.DataFrame(rows, columns=CHANGE_COLUMNS)
+
+
+def check_effects(effects: pd.DataFrame, columns: Collection[str]) -> None:
+    """TypeError for what is no table, ValueError for one that is not of `edit_effects`."""
+    check_columns("effects", effects, columns, "a table of edit_effects")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from qrnca_lens.core.shapes import Tokens
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import WrongKindError, told, whole_number
 
 Objective = Callable[[torch.Tensor], torch.Tensor]
 """From the logits [..., read, token] at the last `reads` positions to the number [...] that is attributed."""
@@ -52,9 +52,9 @@ def asked(
 
 
 def _where(positions: Positions, length: int, reads: int) -> tuple[int, ...]:
-    if positions == "last":
+    if isinstance(positions, str) and positions == "last":
         return (length - reads,)
-    if positions == "all":
+    if isinstance(positions, str) and positions == "all":
         return tuple(range(length))
     return chosen_positions(positions, length)
 
@@ -75,6 +75,16 @@ def chosen_positions(positions: int | Sequence[tuple[int, int]], length: int) ->
     return tuple(sorted(found))
 
 
+def check_positions(positions: Positions) -> None:
+    """Whether positions can be some, whatever the prompt. Raises what `spans_of` raises, and ValueError for a span that is
+    empty in any prompt."""
+    if isinstance(positions, str) and positions in ("last", "all"):
+        return
+    for start, stop in spans_of(positions):
+        if stop is not None and (start < 0) == (stop < 0) and start >= stop:
+            raise ValueError(f"the span {(start, stop)} is empty; {_REMEDY}")
+
+
 def spans_of(positions: int | Sequence[tuple[int, int]]) -> list[tuple[int, int | None]]:
     """A position or spans as spans (start, stop) of Python's own numbers, a stop of None being the end of the prompt.
 
@@ -82,12 +92,12 @@ def spans_of(positions: int | Sequence[tuple[int, int]]) -> list[tuple[int, int 
     """
     if isinstance(positions, str):
         raise ValueError(f"positions {positions!r} are none; {_REMEDY}")
-    if not isinstance(positions, Sequence):
+    if not isinstance(positions, Sequence) or isinstance(positions, bytes):
         one = whole_number("position", positions)
         return [(one, one + 1 if one != -1 else None)]
     for span in positions:
         if not isinstance(span, Sequence) or isinstance(span, str) or len(span) != 2:
-            raise TypeError(f"a span is a pair (start, stop), not {span!r}; {_REMEDY}")
+            raise WrongKindError(f"a span is a pair (start, stop), not {told(span)}; {_REMEDY}")
     if not positions:
         raise ValueError(f"no positions are given; {_REMEDY}")
     return [(whole_number("start", start), whole_number("stop", stop)) for start, stop in positions]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from qrnca_lens.core.values import WrongKindError, told
 from qrnca_lens.models import HookedModel
 
 Item = TypeVar("Item")
@@ -39,3 +40,9 @@ def in_order(executor: Executor, work: Work[Any, Found], items: Sequence[Any]) -
     """What is found for all items, in their order."""
     found = dict(executor.run(work, items))
     return [found[place] for place in range(len(items))]
+
+
+def check_executor(executor: Executor) -> None:
+    """TypeError for anything but an executor."""
+    if isinstance(executor, type) or not isinstance(executor, Executor):
+        raise WrongKindError(f"executor must be an executor, such as RayExecutor(model), not {told(executor)}")

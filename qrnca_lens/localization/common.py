@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Int
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import check_located
 from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.values import seed_number, whole_number
 from qrnca_lens.localization.significance import TIE
@@ -21,6 +22,7 @@ def common_locations(located: QRNeurons) -> pd.DataFrame:
     different neurons of the layer that are in any cluster, `expected` is that count over all of them: the share that a
     random choice among them would have. Shares are 0 where there are none.
     """
+    check_located(located)
     layers = pd.RangeIndex(located.model.n_layers, name="layer")
     clustered = located.clusters.drop_duplicates(["layer", "neuron"])
     common, every = (rows["layer"].value_counts().reindex(layers, fill_value=0) for rows in (located.common, clustered))

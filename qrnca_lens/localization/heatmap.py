@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import check_located
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def group_heatmap(located: QRNeurons, group: str | None = None, *, bins: int = 1
 
     A model of 32 layers x 11,008 neurons thus stays at 32 x 128 cells. KeyError for an unknown group.
     """
+    check_located(located)
     width = located.model.bin_width(bins)
     if group is not None:
         located.check_group(group)
@@ -60,5 +62,6 @@ def layer_counts(located: QRNeurons) -> pd.DataFrame:
 
     A neuron counts once for every query it belongs to.
     """
+    check_located(located)
     counts = located.table.groupby(["group", "layer"]).size().unstack(fill_value=0)
     return counts.reindex(index=list(located.groups), columns=range(located.model.n_layers), fill_value=0)

@@ -9,6 +9,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import check_located
+from qrnca_lens.core.values import listed
 
 
 def overlap(located: QRNeurons) -> pd.DataFrame:
@@ -37,9 +39,17 @@ def jaccard(located: QRNeurons) -> pd.DataFrame:
 def mean_overlap(located: QRNeurons, queries: Collection[str] | None = None) -> float:
     """The mean of `overlap` over every pair of different groups; with `queries`, of the sets that these alone make.
 
-    A group without QR neurons has no share of its own; NaN where none has.
+    A group without QR neurons has no share of its own; NaN where none has. KeyError for a query that is not in the result,
+    ValueError for a single group.
     """
-    return float(np.nanmean(mean_shares(_present(located, queries))))
+    check_located(located)
+    chosen = None if queries is None else listed("queries", queries)
+    for query in chosen or ():
+        located.check_query(query)
+    if len(located.groups) < 2:
+        raise ValueError(f"an overlap needs at least 2 groups; this result has {', '.join(located.groups)} alone")
+    shares = mean_shares(_present(located, chosen))
+    return float(shares[~np.isnan(shares)].mean()) if not np.isnan(shares).all() else float("nan")
 
 
 def mean_shares(present: Bool[np.ndarray, "neuron *shuffle group"]) -> Float[np.ndarray, "*shuffle group"]:
@@ -61,6 +71,7 @@ def _intersections(located: QRNeurons) -> Float[np.ndarray, "group group"]:
 
 def _present(located: QRNeurons, queries: Collection[str] | None = None) -> Bool[np.ndarray, "neuron group"]:
     """Which neurons the set of each group holds, made by all of its queries or by those in `queries`."""
+    check_located(located)
     rows = located.table if queries is None else located.table[located.table["query"].isin(queries)]
     position = {group: i for i, group in enumerate(located.groups)}
     row = rows.groupby(["layer", "neuron"]).ngroup().to_numpy()

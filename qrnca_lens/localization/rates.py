@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import check_located
 from qrnca_lens.core.intervals import quantile_interval
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.core.values import seed_number, whole_number
@@ -104,6 +105,7 @@ def overlap_rates(located: QRNeurons, per_group: int | None = None, draws: int =
     neurons. Labels are shuffled as in the permutation tests (`localization.significance`), once a draw. `seed` fixes draws
     and shuffles. ValueError for no draw and for a `per_group` outside 1 .. the size of the smallest group.
     """
+    check_located(located)
     smallest = int(located.queries["group"].value_counts().min())
     size = whole_number("per_group", smallest if per_group is None else per_group, at_least=1, at_most=smallest)
     count, seed = whole_number("draws", draws, at_least=1), seed_number(seed)
@@ -159,6 +161,7 @@ def _half(first: QRNeurons, second: QRNeurons) -> int:
     """Half of the smallest group of both results."""
     sizes = []
     for name, located in (("first", first), ("second", second)):
+        check_located(located)
         counts = located.queries["group"].value_counts()
         if len(counts) < 2:
             raise ValueError(f"the {name} result has one group ({counts.index[0]}); an overlap needs at least 2")

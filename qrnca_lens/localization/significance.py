@@ -24,8 +24,9 @@ from jaxtyping import Float
 from scipy import sparse
 
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import check_located
 from qrnca_lens.core.intervals import quantile_interval
-from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.core.values import check_columns, seed_number, whole_number
 from qrnca_lens.localization.overlaps import mean_shares
 from qrnca_lens.localization.shuffles import by_query, chunk_size, group_sums, label_chunks, neuron_numbers
 
@@ -94,6 +95,7 @@ def layer_test(located: QRNeurons, permutations: int = 1000, seed: int = 0) -> p
 
 def significant(test_frame: pd.DataFrame) -> tuple[int, int]:
     """In how many groups of a test's frame `p_corrected` is below 0.05, and for how many the test could tell (not NaN)."""
+    check_columns("test_frame", test_frame, ["p_corrected"], "the frame of overlap_test, concentration_test or layer_test")
     known = test_frame["p_corrected"].dropna()
     return int((known < LEVEL).sum()), len(known)
 
@@ -151,6 +153,7 @@ def _frame(located: QRNeurons, statistic: str, values: Float[np.ndarray, "shuffl
 
 
 def _checked(located: QRNeurons, permutations: int, seed: int) -> tuple[int, int]:
+    check_located(located)
     if len(located.groups) < 2:
         raise ValueError(
             "a permutation test shuffles queries between groups and needs at least 2 groups; "

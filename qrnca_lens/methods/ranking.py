@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 
 from qrnca_lens.core.neurons import NeuronSet, best_first
 from qrnca_lens.core.shapes import Scores
 from qrnca_lens.core.shown import notebook
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import WrongKindError, told, whole_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         for name, dtype in (("layer", None), ("neuron", None), ("score", float)):
-            copied = np.array(getattr(self, name), dtype)
+            copied = _copied(name, getattr(self, name), dtype)
             copied.setflags(write=False)
             object.__setattr__(self, name, copied)
         _check_shapes(self)
@@ -42,7 +43,12 @@ class Ranking:
 
     @classmethod
     def of_scores(cls, scores: Scores) -> Ranking:
-        """All neurons of a model by their scores. Ties go to the lower layer, then to the lower neuron."""
+        """All neurons of a model by their scores. Ties go to the lower layer, then to the lower neuron.
+
+        TypeError for what is no tensor [layer, neuron].
+        """
+        if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+            raise WrongKindError(f"scores must be a tensor [layer, neuron], not {told(scores)}")
         return cls(*best_first(scores))
 
     def __len__(self) -> int:
@@ -65,6 +71,16 @@ class Ranking:
         return notebook(repr(self), self.to_frame().head(10))
 
 
+def _copied(name: str, values: object, dtype: type | None) -> np.ndarray:
+    try:
+        copied = np.array(values, dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise WrongKindError(f"a ranking's {name} must be a list or array of numbers, not {told(values)}") from None
+    if copied.dtype.kind in "OSU":
+        raise WrongKindError(f"a ranking's {name} must be a list or array of numbers, not {told(values)}")
+    return copied
+
+
 def _check_shapes(ranking: Ranking) -> None:
     shapes = [found.shape for found in (ranking.layer, ranking.neuron, ranking.score)]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1:
@@ -72,7 +88,7 @@ def _check_shapes(ranking: Ranking) -> None:
     for name in ("layer", "neuron"):
         dtype = getattr(ranking, name).dtype
         if dtype.kind not in "iu":
-            raise TypeError(f"a ranking's {name} must be whole numbers, not {dtype}")
+            raise WrongKindError(f"a ranking's {name} must be whole numbers, not {dtype}")
 
 
 def _check_places(ranking: Ranking) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering import QRNeurons, check_located
 from qrnca_lens.core.shapes import Scores
-from qrnca_lens.core.values import listed
+from qrnca_lens.core.values import WrongKindError, check_kind, given_text, known, listed
 from qrnca_lens.data import Prompt, QuerySet
+from qrnca_lens.data.query import check_query_set, texts_of
 from qrnca_lens.methods.ablation import ablation_scores
 from qrnca_lens.methods.activation import absolute_activation_scores, activation_scores
-from qrnca_lens.methods.budget import Budget, Sets, equal_counts, own_sizes
+from qrnca_lens.methods.budget import Budget, Sets, check_budget, equal_counts, own_sizes
 from qrnca_lens.methods.contrastive import contrastive_scores
 from qrnca_lens.methods.controls import random_rankings
 from qrnca_lens.methods.gradient import gradient_scores
@@ -36,7 +37,8 @@ _Found = TypeVar("_Found")
 class Evidence:
     """What a method may use: the model, the queries and the QRNCA result on them (its clusters, its set sizes).
 
-    Queries that failed in `located` are left out of `queries`. KeyError for one that it does not know.
+    Queries that failed in `located` are left out of `queries`. KeyError for one that it does not know, TypeError for a part
+    of another kind.
     """
 
     model: HookedModel
@@ -44,6 +46,9 @@ class Evidence:
     located: QRNeurons
 
     def __post_init__(self) -> None:
+        check_hooked(self.model)
+        check_query_set(self.queries)
+        check_located(self.located)
         failed = {*self.located.failed["query"]} & {query.id for query in self.queries}
         if failed:
             worked = self.queries.keep(query.id for query in self.queries if query.id not in failed)
@@ -136,6 +141,8 @@ METHODS: dict[str, Method] = {
 def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], ScoreFunction]:
     """A decorator that enters a user's scoring function as a method. ValueError if the key is taken."""
 
+    _check_new(key, name, reference)
+
     def enter(function: ScoreFunction) -> ScoreFunction:
         _enter(_scoring(key, name, reference, one_by_one(function)))
         return function
@@ -146,6 +153,8 @@ def register(key: str, name: str, reference: str) -> Callable[[ScoreFunction], S
 def register_ranking(key: str, name: str, reference: str) -> Callable[[RankFunction], RankFunction]:
     """A decorator that enters a user's function from evidence to rankings as a method. ValueError if the key is taken."""
 
+    _check_new(key, name, reference)
+
     def enter(function: RankFunction) -> RankFunction:
         _enter(Method(key, name, reference, False, function))
         return function
@@ -153,9 +162,15 @@ def register_ranking(key: str, name: str, reference: str) -> Callable[[RankFunct
     return enter
 
 
+def _check_new(key: str, name: str, reference: str) -> None:
+    given_text("a method's name", name)
+    check_kind("a method's reference", reference, str, "a text")
+    if given_text("a method's key", key) in METHODS:
+        raise ValueError(f"a method with the key {key!r} is registered already; give another")
+
+
 def _enter(method: Method) -> None:
-    if method.key in METHODS:
-        raise ValueError(f"a method with the key {method.key!r} is registered already")
+    _check_new(method.key, method.name, method.reference)
     METHODS[method.key] = method
 
 
@@ -166,9 +181,9 @@ def score(model: HookedModel, prompt: Prompt, key: str) -> Scores:
     no numbers.
     """
     check_hooked(model)
-    functions = {known.key: known.scores for known in METHODS.values() if known.scores}
-    if key not in functions:
-        raise ValueError(f"unknown scoring function {key!r}; there are {', '.join(functions)}")
+    functions = {method.key: method.scores for method in METHODS.values() if method.scores}
+    known("scoring function", key, functions)
+    texts_of([prompt])
     return scores_of_prompts(model, [prompt], key, functions[key])[0]
 
 
@@ -178,6 +193,7 @@ def rank_neurons(key: str, evidence: Evidence) -> dict[str, Ranking]:
     Methods that score neurons rank all of the model (24 bytes each, so give a large model few queries at a time), those on
     QRNCA's clusters the neurons of the query's cluster. ValueError names the methods there are.
     """
+    check_evidence(evidence)
     return _in_order(dict(_rankings(key, evidence)), evidence)
 
 
@@ -187,8 +203,9 @@ def find_neurons(key: str, evidence: Evidence, budget: Budget | None = None) -> 
     Without a budget `own_sizes`: the paper's variants choose their own number, all others get as many as QRNCA has for the
     query. ValueError names the methods there are; TypeError for a budget that is no rule.
     """
-    if budget is not None and not callable(budget):
-        raise TypeError(f"budget must be a rule, such as at_most(20) of qrnca_lens.methods, not {budget!r}")
+    if budget is not None:
+        check_budget(budget)
+    check_evidence(evidence)
     cut = budget or own_sizes(evidence.located)
     found = {query: ranking.top(cut(query, ranking)) for query, ranking in _rankings(key, evidence)}
     return _in_order(found, evidence)
@@ -200,14 +217,19 @@ def find_at_equal_counts(keys: Iterable[str], evidence: Evidence, budget: Budget
     As many as `budget` gives the method with the fewest: one on clusters has no more neurons than the query's cluster.
     Errors as in `find_neurons`, before anything is computed.
     """
+    check_budget(budget)
+    check_evidence(evidence)
     named = [_method(key).key for key in listed("keys", keys)]
     return equal_counts({key: find_neurons(key, evidence, budget) for key in named})
 
 
+def check_evidence(evidence: Evidence) -> None:
+    """TypeError for anything but an Evidence."""
+    check_kind("evidence", evidence, Evidence, "an Evidence(model, queries, located)")
+
+
 def _method(key: str) -> Method:
-    if key not in METHODS:
-        raise ValueError(f"unknown method {key!r}; there are {', '.join(METHODS)}")
-    return METHODS[key]
+    return METHODS[known("method", key, METHODS)]
 
 
 def _in_order(found: dict[str, _Found], evidence: Evidence) -> dict[str, _Found]:
@@ -230,7 +252,7 @@ def _rankings(key: str, evidence: Evidence) -> Iterator[tuple[str, Ranking]]:
 def _checked(item: object, key: str, model: HookedModel) -> tuple[str, Ranking]:
     """What a user's function gave, if it is a query with neurons of this model."""
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], Ranking):
-        raise TypeError(f"method {key!r} gives {item!r}; it must give pairs of a query's id and its Ranking")
+        raise WrongKindError(f"method {key!r} gives {item!r}; it must give pairs of a query's id and its Ranking")
     query, ranking = item
     n_layers, d_mlp = model.cfg.n_layers, mlp_width(model)
     if (ranking.layer >= n_layers).any() or (ranking.neuron >= d_mlp).any():

@@ -6,6 +6,7 @@ from weakref import WeakSet
 
 import torch
 
+from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HOOKED_CLASSES, HookedModel, as_bridge, device_of, dtype_of, is_hooked_transformer
 from qrnca_lens.models.sites import site_hook, sites_of
@@ -22,9 +23,9 @@ def check_hooked(model: HookedModel) -> None:
     """
     if not isinstance(model, HOOKED_CLASSES):
         names = " or ".join(c.__name__ for c in HOOKED_CLASSES)
-        raise TypeError(f"expected a {names}, found {type(model).__name__}; load it with qrnca_lens.load_model")
+        raise WrongKindError(f"expected a {names}, found {type(model).__name__}; load it with qrnca_lens.load_model")
     if model.tokenizer is None:
-        raise TypeError("this model has no tokenizer; load it with qrnca_lens.load_model")
+        raise WrongKindError("this model has no tokenizer; load it with qrnca_lens.load_model")
     if _drops_out(model):
         raise ModelError(
             f"{model.cfg.model_name} is in training mode, where dropout changes every run; call model.eval() first"

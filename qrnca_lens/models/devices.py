@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from qrnca_lens.core.values import told
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, is_hooked_transformer
 
@@ -18,7 +19,7 @@ def devices_of(name: str | None) -> list[torch.device]:
     if name is None:
         return [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
     if not isinstance(name, str):
-        raise ModelError(f"a device is named by a text, such as 'cpu', 'cuda' or 'cuda:1', not by {name!r}")
+        raise _unknown(name)
     places = [_device(part.strip()) for part in name.split(",")]
     in_a_row = [torch.device("cuda", (places[0].index or 0) + i) for i in range(len(places))]
     if len(places) > 1 and places != in_a_row:
@@ -29,13 +30,17 @@ def devices_of(name: str | None) -> list[torch.device]:
 def _device(name: str) -> torch.device:
     try:
         place = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ModelError(f"no device is called {name!r}; use 'cpu', or 'cuda' on a machine that has a GPU") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise _unknown(name) from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (place.index or 0) >= counts.get(place.type, 0):
         there = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
         raise ModelError(f"the device {name!r} is not there; this machine has {there}")
     return place
+
+
+def _unknown(name: object) -> ModelError:
+    return ModelError(f"no device is called {told(name)}; use 'cpu', or 'cuda' on a machine that has a GPU")
 
 
 def put_on(model: HookedModel, devices: list[torch.device]) -> HookedModel:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.models.errors import BusyModelError
 
 HookedTransformer: type[Any] | None
@@ -135,7 +136,7 @@ def as_bridge(model: HookedModel) -> Any:
     TypeError for another one.
     """
     if not isinstance(model, TransformerBridge):
-        raise TypeError(f"expected a TransformerBridge, found {type(model).__name__}")
+        raise WrongKindError(f"expected a TransformerBridge, found {type(model).__name__}")
     return model
 
 

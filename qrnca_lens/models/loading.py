@@ -14,6 +14,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from qrnca_lens.core.values import told
 from qrnca_lens.models.adapters import merged
 from qrnca_lens.models.checks import check_hooked
 from qrnca_lens.models.configs import convert_weights, hooked_fields
@@ -56,8 +57,8 @@ def load_model(
     own, does not fit its configuration, or gives other logits than `transformers` in either form.
     """
     dtype = torch.float32 if dtype is None else dtype
-    if dtype not in _TOLERANCE:
-        raise ModelError(f"dtype {dtype} is not supported; use torch.float32 or torch.bfloat16")
+    if not isinstance(dtype, torch.dtype) or dtype not in _TOLERANCE:
+        raise ModelError(f"dtype {told(dtype)} is not supported; use torch.float32 or torch.bfloat16")
     places = devices_of(device)
     source = find_source(name_or_folder)
     with _plain_torch():

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from qrnca_lens.core.values import given_path
 from qrnca_lens.models.adapters import base_of
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.gguf_files import check_gguf, is_gguf
@@ -23,7 +24,9 @@ _ADAPTER_FILES = ("adapter_*", "*token*", "*.jinja", "vocab.*", "merges.txt")
 
 def find_source(name_or_folder: str | os.PathLike[str]) -> Source:
     """The folder, file or hub name to load from. ModelError where there is none, at once."""
-    text = os.fspath(name_or_folder)
+    text = (
+        os.fspath(name_or_folder) if isinstance(name_or_folder, str) else str(given_path("name_or_folder", name_or_folder))
+    )
     if text == "atlas":
         return Source(str(ATLAS_FOLDER), "atlas")
     path = Path(text).expanduser()

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 from qrnca_lens.core.shapes import Tokens
+from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.data.texts import space_before
 from qrnca_lens.models.errors import ModelError
 from qrnca_lens.models.hooked import HookedModel, device_of
@@ -280,14 +281,14 @@ def _as_the_model(model: HookedModel, prompt: str) -> list[int]:
 
 def _checked_ids(model: HookedModel, ids: object) -> Tokens:
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(
+        raise WrongKindError(
             f"a prompt is a text or a tensor of token ids, not {type(ids).__name__}; "
             "make tokens with model.to_tokens(text), or give the text itself"
         )
     if ids.dim() == 2 and len(ids) == 1:
         ids = ids[0]
     if ids.dim() != 1:
-        raise TypeError(f"the tokens of one prompt are a tensor [position], not one of shape {tuple(ids.shape)}")
+        raise WrongKindError(f"the tokens of one prompt are a tensor [position], not one of shape {tuple(ids.shape)}")
     if not len(ids):
         raise ModelError("the prompt is empty")
     if int(ids.min()) < 0 or int(ids.max()) >= model.cfg.d_vocab:
@@ -299,9 +300,9 @@ def _checked_id(model: HookedModel, target: object) -> int:
     value: Any = target.detach().cpu().numpy() if isinstance(target, torch.Tensor) else target
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
-    if isinstance(value, (bool, np.bool_, np.ndarray)) or not hasattr(value, "__index__"):
+    if isinstance(value, (bool, np.bool_, np.ndarray, type)) or not hasattr(value, "__index__"):
         shown = f"values of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
-        raise TypeError(f"a target is a token as a text (' B') or a token id, not {shown}")
+        raise WrongKindError(f"a target is a token as a text (' B') or a token id, not {shown}")
     found = operator.index(value)
     if not 0 <= found < model.cfg.d_vocab:
         raise ModelError(f"token id {found} is outside the vocabulary (0 to {model.cfg.d_vocab - 1})")

@@ -32,7 +32,7 @@ def sites_of(model: HookedModel) -> tuple[Site, ...]:
 def check_site(model: HookedModel, site: Site | None) -> Site:
     """`site`, or the model's default for None. ModelError names the sites there are."""
     there = sites_of(model)
-    if site is not None and site not in there:
+    if site is not None and (not isinstance(site, str) or site not in there):
         kind = "gated" if is_gated(model) else "plain"
         raise ModelError(f"no site {site!r} in a model with {kind} MLPs; there are {', '.join(there)}")
     return site or there[0]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Literal, TypeAlias
 
+from qrnca_lens.core.values import told
 from qrnca_lens.engine.executors import Executor, LocalExecutor
 from qrnca_lens.models import HookedModel
 
@@ -16,8 +17,9 @@ Engine: TypeAlias = Literal["local", "ray"] | Executor
 
 def check_engine(engine: Engine) -> None:
     """ValueError for an unknown engine."""
-    if engine not in ("local", "ray") and not isinstance(engine, Executor):
-        raise ValueError(f"engine must be 'local', 'ray' or an executor such as RayExecutor(model), not {engine!r:.80}")
+    named = isinstance(engine, str) and engine in ("local", "ray")
+    if not named and (isinstance(engine, type) or not isinstance(engine, Executor)):
+        raise ValueError(f"engine must be 'local', 'ray' or an executor such as RayExecutor(model), not {told(engine)}")
 
 
 @contextmanager

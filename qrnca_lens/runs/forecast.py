@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qrnca_lens.attribution import AttributionError, attribute
 from qrnca_lens.attribution.options import target_of
 from qrnca_lens.attribution.targets import Target
-from qrnca_lens.clustering import QRNCAConfig
+from qrnca_lens.clustering import QRNCAConfig, config_of
 from qrnca_lens.core.rules import quadrature
 from qrnca_lens.core.shown import notebook
 from qrnca_lens.data import Prompt, Query, QuerySet
@@ -68,7 +68,7 @@ def estimate(model: HookedModel, queries: QuerySet, config: QRNCAConfig | None =
     check_hooked(model)
     check_query_set(queries)
     tolerance_of(model)
-    config = config or QRNCAConfig()
+    config = config_of(config)
     check_site(model, config.site)
     queries = queries_for(queries, config.read)
     if config.read == "answer":

@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any
 
 from qrnca_lens._version import __version__
-from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
+from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, config_of
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, count_prompts
 from qrnca_lens.clustering.refine import check_enough_queries
 from qrnca_lens.clustering.tables import Failure, failed_table
 from qrnca_lens.core.store import run_place
 from qrnca_lens.core.terminal import progress_bar
+from qrnca_lens.core.values import yes_or_no
 from qrnca_lens.data import QuerySet, Read
-from qrnca_lens.data.query import check_query_set
+from qrnca_lens.data.query import check_query_set, check_read
 from qrnca_lens.engine.agreement import tolerance_of
 from qrnca_lens.engine.batches import QUERIES_TOGETHER
 from qrnca_lens.engine.executors import Executor
@@ -93,9 +94,10 @@ def locate(
     check_hooked(model)
     check_query_set(queries)
     check_engine(engine)
+    fail_fast, progress = yes_or_no("fail_fast", fail_fast), yes_or_no("progress", progress)
+    config = config_of(config)
+    config = replace(config, site=check_site(model, config.site), read=config.read if read is None else check_read(read))
     tolerance_of(model)
-    config = config or QRNCAConfig()
-    config = replace(config, site=check_site(model, config.site), read=read or config.read)
     queries = queries_for(queries, config.read)
     check_enough_queries(len(queries), config.common_share)
     reader = reader_of(model).record()

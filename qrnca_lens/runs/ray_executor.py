@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from qrnca_lens.core.store import RunError
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import given_text, whole_number
 from qrnca_lens.engine.executors import Found, Work
-from qrnca_lens.models import HookedModel, ModelError, load_model
+from qrnca_lens.models import HookedModel, ModelError, check_hooked, load_model
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.models.origin import loaded_from
 
@@ -50,14 +50,17 @@ class RayExecutor:
     def __init__(
         self, model: HookedModel, *, address: str | None = None, workers: int | None = None, threads: int = 1
     ) -> None:
+        check_hooked(model)
         place, dtype = loaded_from(model)
         self._threads = whole_number("threads", threads, at_least=1)
+        workers = None if workers is None else whole_number("workers", workers, at_least=1)
+        address = None if address is None else given_text("address", address)
         self._started = _connect(address)
         gpus = _resource("GPU")
         spread = int(getattr(model.cfg, "n_devices", 1))
         self._gpu = spread if gpus else 0
         most = int(gpus // spread if gpus else _resource("CPU") // self._threads)
-        self._count = max(1, most if workers is None else whole_number("workers", workers, at_least=1))
+        self._count = max(1, most if workers is None else workers)
         device = ",".join(f"cuda:{i}" for i in range(self._gpu)) or "cpu"
         self._made = (place, dtype, device, model_fingerprint(model), self._threads)
         self._workers: list[Any] = []

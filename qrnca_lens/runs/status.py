@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from qrnca_lens.core.alone import is_busy, owner_of
 from qrnca_lens.core.journal import JOURNAL
 from qrnca_lens.core.store import RunError, read_record
+from qrnca_lens.core.values import given_path
 
 State: TypeAlias = Literal["finished", "running", "stopped"]
 _LINES = 5
@@ -65,7 +66,7 @@ class StudyStatus:
 
 def status_of(folder: str | os.PathLike[str]) -> RunStatus | StudyStatus:
     """What a folder of `locate`, `reproduce` or `transfer` holds at this moment. RunError for any other."""
-    path = Path(folder)
+    path = given_path("folder", folder)
     if (path / "study.json").is_file() or (path / "letter").is_dir():
         return _study(path)
     if (path / "manifest.json").is_file():

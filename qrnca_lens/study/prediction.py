@@ -44,14 +44,16 @@ from sklearn.utils.parallel import Parallel, delayed
 from qrnca_lens.attribution.options import next_tokens, option_probabilities, options_and_activations
 from qrnca_lens.attribution.targets import likeliest
 from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering.qr_neurons import check_located
 from qrnca_lens.core.intervals import clustered_interval, quantile_interval
 from qrnca_lens.core.neurons import NeuronSet
-from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.core.values import all_of, seed_number, whole_number
 from qrnca_lens.data import Prompt, Query, QuerySet
+from qrnca_lens.data.query import check_query_set
 from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.localization.significance import holm
 from qrnca_lens.methods.controls import disjoint_draws
-from qrnca_lens.models import HookedModel
+from qrnca_lens.models import HookedModel, check_hooked
 from qrnca_lens.study.direct import ALL, Sets, written_options
 
 _PENALTIES = (0.001, 0.01, 0.1, 1.0)
@@ -85,6 +87,12 @@ def predict_from_neurons(
     Raises ValueError if a query stands on both sides or `located` knows an evaluated query, or for no draws, ModelError for
     an architecture whose residual stream cannot be read.
     """
+    check_hooked(model)
+    check_query_set(evaluation)
+    check_located(located)
+    detection = all_of(
+        "detection", detection, QuerySet, "a list of QuerySet: the detection queries in one or more renderings"
+    )
     seed, draws = seed_number(seed), whole_number("draws", draws, at_least=1)
     probe_draws = whole_number("probe_draws", probe_draws, at_least=1)
     fitted = _fitted(detection, evaluation, located)

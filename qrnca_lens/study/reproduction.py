@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons
+from qrnca_lens.clustering import ModelShape, QRNCAConfig, QRNeurons, config_of
 from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
 from qrnca_lens.core.claims import claimed_config, differences, refuse_another, whole_claim_in
 from qrnca_lens.core.journal import Journal
@@ -18,9 +18,10 @@ from qrnca_lens.core.kept import KeptTables
 from qrnca_lens.core.neurons import NeuronSet
 from qrnca_lens.core.store import FORMAT, run_place, usable, write_record
 from qrnca_lens.core.terminal import progress_bar
-from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.core.values import check_kind, seed_number, whole_number, yes_or_no
 from qrnca_lens.core.writing import own_folder, tidy
 from qrnca_lens.data import QuerySet, Read
+from qrnca_lens.data.query import check_read
 from qrnca_lens.editing.collateral import LOSS_COLUMNS, OTHERS_COLUMNS, neutral_loss, neutral_text, other_queries
 from qrnca_lens.editing.effects import BOOST, SUPPRESS, edit_effects
 from qrnca_lens.editing.effects import COLUMNS as EFFECT_COLUMNS
@@ -77,6 +78,7 @@ class Sample:
     def beyond(self, model: ModelShape) -> tuple[list[str], list[str]]:
         """The methods that are not compared with the paper's own on all queries: those measured on `extended` queries, and
         those left out, since they would take the model's neurons one by one."""
+        check_kind("model", model, ModelShape, "the ModelShape of a result, located.model")
         others = [key for key in METHODS if key not in compared_methods()]
         many = model.n_layers * model.d_mlp > self.single_neurons
         left_out = [key for key in others if many and METHODS[key].by_neuron]
@@ -156,9 +158,11 @@ def reproduce(
     check_hooked(model)
     check_engine(engine)
     seed = seed_number(seed)
-    config = config or QRNCAConfig()
-    config = replace(config, site=check_site(model, config.site), read=read or config.read)
-    sample, subjects = sample or Sample(), subjects_for(subjects, config.read)
+    config, progress = config_of(config), yes_or_no("progress", progress)
+    config = replace(config, site=check_site(model, config.site), read=config.read if read is None else check_read(read))
+    sample = Sample() if sample is None else sample
+    check_kind("sample", sample, Sample, "a Sample, such as Sample(extended=10)")
+    subjects = subjects_for(subjects, config.read)
     refuse_busy(folder)
     about = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},

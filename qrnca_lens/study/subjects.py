@@ -10,9 +10,10 @@ from pathlib import Path
 
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
-from qrnca_lens.core.values import WrongKindError, seed_number
+from qrnca_lens.core.values import WrongKindError, all_of, check_kind, seed_number, told, whole_number
 from qrnca_lens.core.writing import plain_name
 from qrnca_lens.data import Distractors, Query, QuerySet, Read, load_queries
+from qrnca_lens.data.multi_choice import check_distractors
 from qrnca_lens.data.query import check_query_set, check_read
 from qrnca_lens.editing.collateral import neutral_text
 from qrnca_lens.models import HookedModel, ModelError, to_tokens
@@ -42,7 +43,12 @@ class Subject:
     held_out: QuerySet | None = None
 
     def __post_init__(self) -> None:
+        check_kind("a subject's name", self.name, str, "a text")
         plain_name(self.name)
+        for queries in (self.queries, *(one for one in (self.fresh, self.held_out) if one is not None)):
+            check_query_set(queries)
+        renderings = all_of("renderings", self.renderings, QuerySet, "a list of QuerySet, such as [queries]")
+        object.__setattr__(self, "renderings", renderings)
         try:
             plain_name(self.name + _FIGURE)
         except ValueError:
@@ -82,9 +88,11 @@ def subject(
     letters are to be read, and as `QuerySet.as_open`.
     """
     if not isinstance(source, str | os.PathLike):
-        raise WrongKindError(f"a subject is made of a shipped name, such as 'domains', or a file, not of {source!r}")
+        raise WrongKindError(f"a subject is made of a shipped name, such as 'domains', or a file, not of {told(source)}")
     source = os.fspath(source)
-    read = check_read(read)
+    read, shots = check_read(read), whole_number("shots", shots, at_least=0)
+    per_group = None if per_group is None else whole_number("per_group", per_group, at_least=1)
+    distractors = None if distractors is None else check_distractors(distractors)
     name = f"atlas/{source}" if source in ("domains", "languages") else source
     seed = seed_number(seed)
 

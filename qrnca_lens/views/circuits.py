@@ -13,7 +13,7 @@ from jaxtyping import Float
 from qrnca_lens.attribution.options import next_tokens
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet, neuron_set
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import check_kind, whole_number
 from qrnca_lens.data import WORDING, Prompt, Query
 from qrnca_lens.models import HookedModel, reader_of
 from qrnca_lens.readout.contributions import PromptRun, attention_shares, contributions_to, direct_writes, regions
@@ -55,6 +55,7 @@ class Circuit(html.View):
 
     def of(self, neuron: Neuron) -> pd.DataFrame:
         """The contributions to one neuron, strongest first. KeyError for a neuron that is not in the circuit."""
+        check_kind("neuron", neuron, Neuron, "a Neuron, such as Neuron(3, 17)")
         rows = self.contributions
         rows = rows[(rows["layer"] == neuron.layer) & (rows["neuron"] == neuron.index)]
         if rows.empty:
@@ -68,6 +69,8 @@ class Circuit(html.View):
     def to_html(self, chosen: Neuron | None = None, *, heads: int = SHOWN_HEADS) -> str:
         """The view as an HTML fragment; `chosen` limits it to one neuron, `heads` the attention maps."""
         heads = whole_number("heads", heads, at_least=0)
+        if chosen is not None:
+            check_kind("chosen", chosen, Neuron, "a Neuron, such as Neuron(3, 17), or None")
         shown = [chosen] if chosen else list(NeuronSet.from_frame(self.writes))
         option, right = WORDING[self.prompt.read].option, self.prompt.labels[self.prompt.right]
         parts = [html.note(f"At the last token of {self.query}, prompt {self.number}, right {option} {right}.")]

@@ -12,7 +12,7 @@ import pandas as pd
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
-from qrnca_lens.core.values import listed, whole_number
+from qrnca_lens.core.values import check_kind, listed, whole_number
 from qrnca_lens.data import WORDING, Read
 from qrnca_lens.engine.activity import last_activations
 from qrnca_lens.models import HookedModel
@@ -199,6 +199,8 @@ def neuron(
     chosen = Neuron(whole_number("a neuron's layer", layer), whole_number("a neuron's index", index))
     NeuronSet((chosen,)).check_inside(located.model.n_layers, located.model.d_mlp)
     asked = [(query, prompt) for query in located.asked for prompt in query.prompts]
+    if activity is not None:
+        _check_activity(activity, len(asked))
     scores = scores_of(located, chosen)
     measured = scores["query"].head(EFFECT_QUERIES) if effects_on is None else effects_on
     queries = [asked_query(located, query) for query in measured]
@@ -217,6 +219,13 @@ def neuron(
         nearest_neurons(located, chosen),
         located.asked.read,
     )
+
+
+def _check_activity(activity: np.ndarray, prompts: int) -> None:
+    """TypeError for what is no array, ValueError for one without a number for each prompt."""
+    check_kind("activity", activity, np.ndarray, "an array with a number for each prompt of located.asked")
+    if activity.shape != (prompts,):
+        raise ValueError(f"activity needs a number for each of the {prompts} prompts, not an array {activity.shape}")
 
 
 def _ranks_shown(rows: pd.DataFrame) -> pd.DataFrame:

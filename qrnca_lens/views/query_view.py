@@ -14,7 +14,7 @@ from qrnca_lens.attribution.options import edited_options, option_probabilities
 from qrnca_lens.clustering import ModelShape, QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.shown import escaped
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import check_kind, whole_number
 from qrnca_lens.data import WORDING, Prompt, Query
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views import drawing, html
@@ -65,6 +65,7 @@ class QueryView(html.View):
 
     def curve(self, edit: str | Neuron = ALL) -> pd.DataFrame:
         """P of every option by factor for one edit. KeyError for an edit that was not made."""
+        check_kind("edit", edit, (str, Neuron), f"a Neuron or {ALL!r}")
         rows = self.dose[self.dose["edit"] == str(edit)]
         if rows.empty:
             raise KeyError(f"no edit {str(edit)!r} here; there are {', '.join(self.dose['edit'].unique())}")

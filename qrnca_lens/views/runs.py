@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.store import RunError
+from qrnca_lens.core.values import WrongKindError
 from qrnca_lens.data import Query
 from qrnca_lens.models import HookedModel, check_hooked, load_model
 from qrnca_lens.models.fingerprint import Written, model_fingerprint, written
@@ -40,7 +41,7 @@ def asked_query(located: QRNeurons, query_id: str) -> Query:
 def check_run(located: QRNeurons) -> None:
     """TypeError for anything but a QRNeurons, RunError for one without prompts."""
     if not isinstance(located, QRNeurons):
-        raise TypeError(
+        raise WrongKindError(
             f"expected a QRNeurons (what qrnca_lens.locate returns), found {type(located).__name__}; the order is "
             "show(model, located, query_id), circuit(model, located, query_id), Explorer(model, queries, located)"
         )

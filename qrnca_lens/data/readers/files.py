@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qrnca_lens.core.values import yes_or_no
+from qrnca_lens.core.values import given_path, seed_number, yes_or_no
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.multi_choice import DistractorPool, Distractors, check_distractors, check_language, to_multi_choice
-from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_questions
+from qrnca_lens.data.query import Prompt, Query, QuerySet, Question, check_query_set, check_questions
 from qrnca_lens.data.readers.formats import csv_records, json_rows, named_cells, parse_json, read_text, write_rows
 from qrnca_lens.data.templates import TEMPLATES
 from qrnca_lens.data.texts import check_names, check_text, check_texts
@@ -45,10 +45,9 @@ def load_queries(
     (file, line, field, what was expected), TypeError where `held_out` is not True or False and ValueError for other
     `distractors`.
     """
-    held_out = yes_or_no("held_out", held_out)
+    held_out, seed = yes_or_no("held_out", held_out), seed_number(seed)
     drawn = None if distractors is None else check_distractors(distractors)
-    shipped = str(source) in SHIPPED
-    path = shipped_path(str(source)) if shipped else Path(source)
+    shipped, path = _path_of(source)
     if path.suffix.lower() == ".json":
         return _rendered_only(read_official(path), path, held_out, drawn)
     rows = _rows(path)
@@ -75,8 +74,14 @@ def load_queries(
 
 def load_questions(source: str | os.PathLike[str]) -> tuple[Question, ...]:
     """The free-form questions of a shipped name or of a .jsonl or .csv file; errors as in `load_queries`."""
-    path = shipped_path(str(source)) if str(source) in SHIPPED else Path(source)
+    path = _path_of(source)[1]
     return _questions(_rows(path), path)
+
+
+def _path_of(source: str | os.PathLike[str]) -> tuple[bool, Path]:
+    """Whether a source is a shipped name, and its file. TypeError for what is neither a text nor a path."""
+    path = given_path("source", source)
+    return (True, shipped_path(str(source))) if str(source) in SHIPPED else (False, path)
 
 
 def shipped_path(name: str) -> Path:
@@ -93,6 +98,8 @@ def save_queries(queries: QuerySet, path: str | os.PathLike[str]) -> None:
 
     Raises DataError for a set without queries and if the file cannot be written.
     """
+    check_query_set(queries)
+    path = given_path("path", path)
     if not len(queries):
         raise DataError(f"{path}: there is no query to write")
     write_rows((asdict(query) for query in queries), path)

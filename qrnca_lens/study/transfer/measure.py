@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from qrnca_lens.clustering import QRNCAConfig, QRNeurons
+from qrnca_lens.clustering import QRNCAConfig, QRNeurons, config_of
 from qrnca_lens.clustering.tables import FAILED_COLUMNS, failed_table
 from qrnca_lens.core.alone import LOCK, alone_in, refuse_busy
 from qrnca_lens.core.claims import differences, refuse_another, whole_claim_in
@@ -19,7 +19,7 @@ from qrnca_lens.core.journal import Journal
 from qrnca_lens.core.kept import KeptTables
 from qrnca_lens.core.store import FORMAT, run_place, usable, write_record
 from qrnca_lens.core.terminal import progress_bar
-from qrnca_lens.core.values import seed_number, whole_number
+from qrnca_lens.core.values import seed_number, whole_number, yes_or_no
 from qrnca_lens.core.writing import tidy
 from qrnca_lens.data import QuerySet
 from qrnca_lens.data.query import check_query_set
@@ -79,7 +79,10 @@ def transfer(
     check_hooked(model)
     check_query_set(queries)
     seed, most = seed_number(seed), None if most is None else whole_number("most", most, at_least=1)
-    config = replace(config or QRNCAConfig(), site=check_site(model, config.site if config else None), read="letter")
+    config, progress = config_of(config), yes_or_no("progress", progress)
+    config = replace(config, site=check_site(model, config.site), read="letter")
+    if texts is not None:
+        check_query_set(texts)
     letters, texts = both_kinds(queries, texts)
     about: dict[str, Any] = {
         "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},

@@ -12,7 +12,7 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.shown import escaped
 from qrnca_lens.core.terminal import progress_bar
-from qrnca_lens.core.values import whole_number
+from qrnca_lens.core.values import given_path, whole_number, yes_or_no
 from qrnca_lens.core.writing import check_target
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views.components import MOUNT, library, script
@@ -43,7 +43,8 @@ def write_explorer(
     file can be written (IsADirectoryError for a folder), RunError for another model than the run's.
     """
     top, per_group = whole_number("top", top, at_least=1), whole_number("per_group", per_group, at_least=1)
-    check_target(Path(out))
+    out, progress = given_path("out", out), yes_or_no("progress", progress)
+    check_target(out)
     check_run(located)
     catalog = catalog_of(located, top=top, per_group=per_group)
     if not catalog.queries:
@@ -60,7 +61,7 @@ def write_explorer(
         f'<script type="text/plain" id="data">{packed}</script><script>{library()}{MOUNT}</script>'
         f'<script>{script()}openPage(document.getElementById("explorer"), document.getElementById("data"));</script>'
     )
-    return write_shell(Path(out), "Neurons to explore", body, head=f"<style>{style()}</style>")
+    return write_shell(out, "Neurons to explore", body, head=f"<style>{style()}</style>")
 
 
 def _page(session: Session, progress: bool) -> Page:

@@ -12,12 +12,14 @@ from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron
 from qrnca_lens.core.store import RunError
 from qrnca_lens.data import QuerySet
+from qrnca_lens.data.query import check_query_set
 from qrnca_lens.models import HookedModel
 from qrnca_lens.views import html
 from qrnca_lens.views.components import MOUNT, library, script
 from qrnca_lens.views.explorer.selection import first
 from qrnca_lens.views.explorer.session import Session
 from qrnca_lens.views.explorer.state import Selection, plain
+from qrnca_lens.views.runs import check_run
 
 
 @lru_cache(maxsize=1)
@@ -72,6 +74,8 @@ class Explorer(anywidget.AnyWidget):
 
 
 def _check_queries(queries: QuerySet, located: QRNeurons) -> None:
+    check_query_set(queries)
+    check_run(located)
     known = {query.id: query for query in queries}
     for query in located.asked:
         if query.id not in known or [p.text for p in known[query.id].prompts] != [p.text for p in query.prompts]:

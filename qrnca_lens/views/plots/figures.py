@@ -10,10 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from qrnca_lens.clustering import QRNeurons
+from qrnca_lens.clustering import QRNeurons, check_located
 from qrnca_lens.core.shown import LABEL, TITLE, plotly_label, plotly_whole
-from qrnca_lens.core.values import listed
+from qrnca_lens.core.values import check_columns, listed
 from qrnca_lens.data import WORDING, Read
+from qrnca_lens.data.query import check_read
+from qrnca_lens.editing.statistics import CHANGE_COLUMNS
 from qrnca_lens.localization import group_heatmap, layer_counts
 
 # grey that reads on white and on black, transparent grounds, and the colour-blind-safe palette of Okabe and Ito (2008)
@@ -39,6 +41,7 @@ def heatmap(located: QRNeurons, groups: Sequence[str] | None = None, *, bins: in
 
     KeyError for an unknown group, ValueError for none at all.
     """
+    check_located(located)
     chosen = located.groups if groups is None else listed("groups", groups)
     if not chosen:
         raise ValueError("groups is empty; give at least one, or None for all")
@@ -118,7 +121,11 @@ def changes(by_group: pd.DataFrame, read: Read = "letter") -> go.Figure:
     `by_group` is what `editing.statistics.group_changes` gives; whiskers are its 95 % intervals. `read`: what the answers of
     the queries are read from, `queries.read`.
     """
-    words = WORDING[read]
+    what = "the table of editing.statistics.group_changes"
+    check_columns("by_group", by_group, CHANGE_COLUMNS, what)
+    if by_group.empty:
+        raise ValueError(f"by_group must be {what}; it has no rows")
+    words = WORDING[check_read(read)]
     names = {"own": "own query", "same": f"unrelated query, {words.same}", "other": f"unrelated query, {words.other}"}
     factors = list(dict.fromkeys(by_group["factor"]))
     figure = make_subplots(1, len(factors), subplot_titles=[f"QR neurons x {factor:g}" for factor in factors])
