@@ -154,7 +154,7 @@ class QRNeurons:
             reasons = dict(zip(self.failed["query"], self.failed["reason"], strict=True))
             if isinstance(query, str) and query in reasons:
                 raise KeyError(f"query {query!r} failed and has no neurons: {reasons[query]}")
-            near = get_close_matches(str(query), list(self._ids), 1, 0.0)
+            near = get_close_matches(query if isinstance(query, str) else told(query), list(self._ids), 1, 0.0)
             raise KeyError(f"no query {told(query)} among the {len(self._ids)} of this result; the nearest is {near[0]!r}")
 
     @cached_property

@@ -130,9 +130,9 @@ def check_sets(name: str, sets: Mapping[str, Mapping[str, NeuronSet]]) -> None:
     what = 'neurons by method and query, such as {"qrnca": {"q1": NeuronSet.of((3, 17))}}'
     check_kind(name, sets, Mapping, what)
     for method, found in sets.items():
-        check_kind(f"{name}[{method!r:.40}]", found, Mapping, f"a dict of neurons by query; {name} is {what}")
+        check_kind(f"{name}[{told(method)}]", found, Mapping, f"a dict of neurons by query; {name} is {what}")
         for query, neurons in found.items():
-            check_kind(f"{name}[{method!r:.40}][{query!r:.40}]", neurons, NeuronSet, f"a NeuronSet ({_MAKE})")
+            check_kind(f"{name}[{told(method)}][{told(query)}]", neurons, NeuronSet, f"a NeuronSet ({_MAKE})")
 
 
 def _others(other: NeuronSet) -> tuple[Neuron, ...]:

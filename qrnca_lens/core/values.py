@@ -24,7 +24,7 @@ LARGEST_SEED = 2**32 - 1
 LARGEST_COUNT = 2**31 - 1
 """The largest whole number that is taken where nothing else is said: every count and index fits into 32 bits."""
 _T = TypeVar("_T")
-_SHOWN = 100  # characters of a value in an error
+_SHOWN, _TEXT = 100, 500  # characters of a value, and of a text, in an error
 
 
 def whole_number(name: str, value: Any, *, at_least: int | None = None, at_most: int | None = None) -> int:
@@ -161,15 +161,17 @@ def check_columns(name: str, table: Any, columns: Collection[str], what: str) ->
 
 
 def told(value: Any) -> str:
-    """A value as an error names it: as it is written where that is short and plain, else by its kind."""
+    """A value as an error names it: as it is written where that is short and plain (a long text cut), else by its kind."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    plain = isinstance(value, (str, bytes, int, float, complex, os.PathLike, tuple, list, dict, set)) or value is None
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _TEXT else f"{value[:_TEXT]!r}…"
+    plain = isinstance(value, (bytes, int, float, complex, os.PathLike, tuple, list, dict, set)) or value is None
     try:
         shown = repr(value) if plain or getattr(value, "ndim", None) == 0 else ""
     except ValueError:  # a whole number of thousands of digits
         shown = ""
-    return shown if shown and len(shown) <= _SHOWN and "\n" not in shown else f"{type(value).__name__}"
+    return shown if shown and len(shown) <= _SHOWN and "\n" not in shown else type(value).__name__
 
 
 def _plain(value: Any) -> Any:

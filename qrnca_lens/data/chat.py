@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qrnca_lens.core.values import WrongKindError
+from qrnca_lens.core.values import WrongKindError, told
 from qrnca_lens.data.errors import DataError
 from qrnca_lens.data.templates import TEMPLATES
 from qrnca_lens.data.texts import begins_with_label, check_text
@@ -43,7 +43,7 @@ class Chat:
         if not hasattr(tokenizer, "apply_chat_template"):
             raise WrongKindError(
                 "a chat is rendered by a model's tokenizer; expected a model or a tokenizer of transformers, not "
-                f"{model!r:.80}"
+                f"{told(model)}"
             )
         name = getattr(getattr(model, "cfg", None), "model_name", "") or getattr(tokenizer, "name_or_path", "")
         if not tokenizer.chat_template:

@@ -77,7 +77,7 @@ class Question:
     fact: str = ""
 
     def __post_init__(self) -> None:
-        where = f"question {self.id!r}"
+        where = f"question {told(self.id)}"
         for field in ("id", "group", "question", "answer"):
             check_text(getattr(self, field), field, where)
         for field in ("language", "relation", "fact"):
@@ -181,7 +181,7 @@ class Query:
     fact: str = ""
 
     def __post_init__(self) -> None:
-        where = f"query {self.id!r}"
+        where = f"query {told(self.id)}"
         for field in ("id", "group"):
             check_text(getattr(self, field), field, where)
         for field in ("question", "answer", "language", "relation", "fact"):

@@ -132,10 +132,10 @@ def subjects_for(subjects: Sequence[Subject], read: Read) -> list[Subject]:
 
 def _check_kinds(subjects: object) -> None:
     if not isinstance(subjects, Sequence) or isinstance(subjects, str):
-        raise WrongKindError(f"subjects is a list, such as [subject('domains')], not {subjects!r:.80}")
+        raise WrongKindError(f"subjects is a list, such as [subject('domains')], not {told(subjects)}")
     for item in subjects:
         if not isinstance(item, Subject):
-            raise WrongKindError(f"subjects is a list of Subject; make one with subject('domains'), not {item!r:.80}")
+            raise WrongKindError(f"subjects is a list of Subject; make one with subject('domains'), not {told(item)}")
         for queries in (item.queries, *item.renderings):
             check_query_set(queries)
 
