@@ -36,16 +36,15 @@ from qrnca_lens.clustering import ModelShape, cluster_neurons
 from qrnca_lens.clustering.gaps import PromptGaps
 from qrnca_lens.data import LETTERS, Prompt, Query
 from qrnca_lens.data.templates import TEMPLATES
-from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
 from qrnca_lens.editing.effects import COLUMNS
 from qrnca_lens.editing.partners import partners_of
+from qrnca_lens.editing.statistics import edit_success, probability_change_ratio
 from qrnca_lens.models.fingerprint import model_fingerprint
 from qrnca_lens.runs.answering import Check, Reading
 from qrnca_lens.runs.folder import RunFolder, RunIdentity
 from qrnca_lens.runs.status import status_of
 from qrnca_lens.views.card_numbers import nearest_neurons, scores_of
 from qrnca_lens.views.explorer.selection import catalog_of
-from qrnca_lens.views.explorer.session import Session
 from qrnca_lens.views.plots import localization as figures
 
 LAYERS, WIDTH, GROUPS, CLUSTER, CARDS = 8, 3072, 20, 60, 50
@@ -116,7 +115,9 @@ def made_up(count: int, folder: Path) -> Made:
     gaps = pd.DataFrame({"query": ids[places], "prompt": np.tile(np.repeat(np.arange(3), LAYERS), count)})
     gaps = gaps.assign(layer=np.tile(np.arange(LAYERS), 3 * count), gap=rng.gamma(1.0, 0.003, places.size))
     gaps = gaps.assign(change=rng.normal(0, 0.1, places.size), probability=p[places])
-    gaps = gaps.astype({"prompt": "int32", "layer": "int32", "gap": "float32", "change": "float32", "probability": "float32"})
+    gaps = gaps.astype(
+        {"prompt": "int32", "layer": "int32", "gap": "float32", "change": "float32", "probability": "float32"}
+    )
     shape = ModelShape(str(model().cfg.model_name), LAYERS, WIDTH, model_fingerprint(model()))
     located = ql.QRNeurons(clusters, table, ql.QRNCAConfig(), shape, {}, queries, gaps=gaps)
     located.save(folder / "saved")
@@ -141,7 +142,7 @@ def effects_of(made: Made) -> pd.DataFrame:
 
 def kept_in_parts(made: Made) -> None:
     """What `locate` does beside the model: parts of 8 queries, a call that goes on with half of them, status, the result."""
-    clusters = {query: part for query, part in made.located.clusters.groupby("query", sort=False)}
+    clusters = dict(iter(made.located.clusters.groupby("query", sort=False)))
     columns = ["layer", "neuron", "attribution", "templates"]
     shape, config = made.located.model, {"read": "letter"}
     identity = RunIdentity(config, shape.name, lambda: shape, lambda: "0", {"tokenizer": ""}, made.queries, "up")
@@ -167,9 +168,7 @@ def kept_in_parts(made: Made) -> None:
 def in_many_groups(made: Made) -> ql.QRNeurons:
     """The same run with ten queries a group."""
     group_of = {query.id: f"many {i // 10}" for i, query in enumerate(made.queries)}
-    tables = [
-        table.assign(group=table["query"].map(group_of)) for table in (made.located.clusters, made.located.queries)
-    ]
+    tables = [table.assign(group=table["query"].map(group_of)) for table in (made.located.clusters, made.located.queries)]
     asked = [Query(q.id, group_of[q.id], q.prompts, q.question, q.answer, fact=q.fact) for q in made.queries]
     return ql.QRNeurons(*tables, made.located.config, made.located.model, {}, ql.QuerySet(tuple(asked)))
 
@@ -207,13 +206,20 @@ def steps() -> Iterator[tuple[str, Callable[[Made], Any]]]:
     yield "layer_test, 20 shuffles", lambda made: localization.layer_test(made.located, 20)
     yield "common_layer_test", lambda made: localization.common_layer_test(made.located)
     yield "cluster_neurons, k-means", lambda made: cluster_neurons(made.located, method="k-means", k=8, bootstraps=1)
-    yield "figure of clusters", lambda made: figures.neuron_clusters(
-        cluster_neurons(made.located, method="k-means", k=8, bootstraps=0, min_queries=len(made.queries) // 250)
+    yield (
+        "figure of clusters",
+        lambda made: figures.neuron_clusters(
+            cluster_neurons(made.located, method="k-means", k=8, bootstraps=0, min_queries=len(made.queries) // 250)
+        ),
     )
     yield "partners of all", lambda made: partners_of(made.queries, 0)
-    yield "PCR and flips of edits", lambda made: [
-        [probability_change_ratio(part), edit_success(part, boost=True)] for _, part in effects_of(made).groupby("factor")
-    ]
+    yield (
+        "PCR and flips of edits",
+        lambda made: [
+            [probability_change_ratio(part), edit_success(part, boost=True)]
+            for _, part in effects_of(made).groupby("factor")
+        ],
+    )
     yield "numbers of 50 cards", cards
     yield "catalog", lambda made: catalog_of(made.located)
     yield "catalog, 10 queries a group", lambda made: catalog_of(in_many_groups(made))
@@ -264,7 +270,8 @@ def main() -> None:
             for name, step in chosen.items():
                 found[name].append(measured(step, made, options.limit))
                 print(f"{size:6d} {name:34s} {found[name][-1][0]:8.2f} s {found[name][-1][1]:8.0f} MB", flush=True)
-    print(f"\n| step | {' | '.join(f'{size:,}' for size in options.sizes)} | exponent |\n|---|{'---|' * (len(options.sizes) + 1)}")
+    head = " | ".join(f"{size:,}" for size in options.sizes)
+    print(f"\n| step | {head} | exponent |\n|---|{'---|' * (len(options.sizes) + 1)}")
     for name, cells in found.items():
         shown = [f"{seconds:.2f} s, {megabytes:.0f} MB" for seconds, megabytes in cells]
         print(f"| {name} | {' | '.join(shown)} | {exponent(options.sizes, cells):.1f} |")

@@ -14,6 +14,7 @@ import pandas as pd
 
 from qrnca_lens.clustering.config import QRNCAConfig
 from qrnca_lens.clustering.gaps import MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed
+from qrnca_lens.clustering.naica import NaicaProfiles
 from qrnca_lens.clustering.refine import (
     check_enough_queries,
     common_neurons,
@@ -75,6 +76,11 @@ class QRNeurons:
         """The QR neurons: query, group, layer, neuron, na, ica, naica, rank; top v by naica, common neurons removed."""
         best = drop_neurons(take_top(self.scored, self.config.top), self.common)
         return ranked_table(best, list(self.queries["query"]))
+
+    @cached_property
+    def profiles(self) -> NaicaProfiles:
+        """naica of every neuron in a cluster over the queries, common neurons included."""
+        return NaicaProfiles.of(self.scored, self.queries["query"].tolist())
 
     @cached_property
     def rough(self) -> pd.DataFrame:

@@ -137,7 +137,7 @@ def _left_out(located: QRNeurons, kept: Catalog, did_not_fit: int, per_group: in
     told += f", but for {did_not_fit} with which it would be larger than 10 MB" if did_not_fit else ""
     words = (
         f"{told}. In Python, ql.Explorer(model, queries, located) shows every query and every neuron, and "
-        "ql.show(model, located, query_id) any one query; located.restrict([...]) makes a run of chosen queries, for a page of "
-        "those."
+        "ql.show(model, located, query_id) any one query; located.restrict([...]) makes a run of chosen queries, for a page "
+        "of those."
     )
     return f'<p class="qrnca-note">{escaped(words)}</p>'
