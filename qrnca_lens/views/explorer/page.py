@@ -32,8 +32,8 @@ from qrnca_lens.views.report import write_shell
 from qrnca_lens.views.runs import check_run
 
 TOP, PER_GROUP, EFFECT_QUERIES = 3, 6, 8
-MOST_BYTES = 9_500_000
-"""How large a page may become, as long as it holds more than one query."""
+MOST_BYTES, MOST_TEXT = 9_500_000, 50_000_000
+"""How large a page of several queries may become, and its data when they are unpacked: a browser reads those in a second."""
 
 
 def write_explorer(
@@ -48,11 +48,12 @@ def write_explorer(
     """Write the explorer of a run as a page that works from a file, without Python and without the network.
 
     It keeps the `top` neurons of each query, for the first `per_group` queries of each group that have QR neurons; the maps
-    show all. Where that would be more than 10 MB it keeps fewer: the first query of each group, then the second of each, as
-    far as they fit. The page says how many queries and groups it leaves out. A card's effects are measured on the 8 queries
-    where the neuron ranks highest. `model`: the run's own; None
-    stands for the shipped model. Raises ValueError for a `top` or `per_group` below 1, OSError for a place where no
-    file can be written (IsADirectoryError for a folder), RunError for another model than the run's.
+    show all. Where that would be more than 10 MB, or 50 MB unpacked, it keeps fewer: the first query of each group, then the
+    second of each, as far as they fit. The page says how many queries and groups it leaves out. A card's effects are
+    measured on the 8 queries where the neuron ranks highest. `model`: the run's own; None stands for the shipped model.
+
+    Raises ValueError for a `top` or `per_group` below 1, OSError for a place where no file can be written
+    (IsADirectoryError for a folder), RunError for another model than the run's.
     """
     top, per_group = whole_number("top", top, at_least=1), whole_number("per_group", per_group, at_least=1)
     check_target(Path(out))
@@ -61,7 +62,8 @@ def write_explorer(
     if not catalog.queries:
         raise ValueError("no query of this run has QR neurons; there is nothing to explore")
     code = f"<script>{library()}{MOUNT}</script>"
-    page = _page(Session(model, located, catalog), MOST_BYTES - len(code), progress)
+    page = _page(Session(model, located, catalog), _Room(MOST_BYTES - len(code), MOST_TEXT), progress)
+    packed = _packed(json.dumps(plain(page), ensure_ascii=True, allow_nan=False))
     kept = len(page.catalog.queries)
     words = (
         f"{kept} of {len(located.queries)} queries with their {top} strongest query-relevant neurons; the "
@@ -70,23 +72,35 @@ def write_explorer(
     body = (
         f"<p>{escaped(words)}</p>{_left_out(located, page.catalog, len(catalog.queries) - kept, per_group)}"
         '<div id="explorer">This page needs JavaScript, and a browser of 2023 or later.</div>'
-        f'<script type="text/plain" id="data">{_packed(plain(page), 9)}</script>{code}'
+        f'<script type="text/plain" id="data">{packed}</script>{code}'
         f'<script>{script()}openPage(document.getElementById("explorer"), document.getElementById("data"));</script>'
     )
     return write_shell(Path(out), "Neurons to explore", body, head=f"<style>{style()}</style>")
 
 
-def _page(session: Session, room: int, progress: bool) -> Page:
-    """The queries that fit into `room` bytes, and every neuron of theirs, as the widget would show it."""
+class _Room:
+    """What is left of the size of a page: bytes of its data as they are packed, and characters as they are read."""
+
+    def __init__(self, packed: int, text: int) -> None:
+        self._packed, self._text = packed, text
+
+    def holds(self, part: Any) -> bool:
+        """Whether one more part of the data fits, which then is taken off."""
+        data = json.dumps(part)
+        self._packed, self._text = self._packed - len(_packed(data, level=6)), self._text - len(data)
+        return self._packed >= 0 and self._text >= 0
+
+
+def _page(session: Session, room: _Room, progress: bool) -> Page:
+    """The queries that there is room for, and every neuron of theirs, as the widget would show it."""
     catalog, cards, kept = session.catalog, dict[str, str](), dict[str, KeptQuery]()
     maps = {group.name: group.map for group in catalog.groups}
-    room -= len(_packed(maps.pop(catalog.all)))
+    room.holds(maps.pop(catalog.all))
     with progress_bar(progress) as bar:
         task = bar.add_task("writing", total=len(catalog.queries))
         for query in _in_rounds(catalog.queries):
             found, new = _kept(session, query, cards)
-            room -= len(_packed([asdict(query), asdict(found), new, maps.pop(query.group, "")]))
-            if room < 0 and kept:
+            if not room.holds([asdict(query), asdict(found), new, maps.pop(query.group, "")]) and kept:
                 break
             cards |= new
             kept[query.id] = found
@@ -119,9 +133,8 @@ def _in_rounds(queries: Sequence[CatalogQuery]) -> list[CatalogQuery]:
     return [queries[i] for i in sorted(range(len(queries)), key=turns.__getitem__)]
 
 
-def _packed(value: Any, level: int = 6) -> str:
+def _packed(data: str, *, level: int = 9) -> str:
     """JSON as it stands in the page: base64 of gzip."""
-    data = json.dumps(value, ensure_ascii=True, allow_nan=False)
     return b64encode(gzip.compress(data.encode(), level, mtime=0)).decode()
 
 
@@ -134,7 +147,7 @@ def _left_out(located: QRNeurons, kept: Catalog, did_not_fit: int, per_group: in
     told = f"Not in this page: {lacking} queries"
     told += f", among them all of {groups} groups" if groups else ""
     told += f". It keeps the first {per_group} queries with QR neurons of each group"
-    told += f", but for {did_not_fit} with which it would be larger than 10 MB" if did_not_fit else ""
+    told += f", but for {did_not_fit} with which it would be too large (10 MB) or slow to open" if did_not_fit else ""
     words = (
         f"{told}. In Python, ql.Explorer(model, queries, located) shows every query and every neuron, and "
         "ql.show(model, located, query_id) any one query; located.restrict([...]) makes a run of chosen queries, for a page "
