@@ -261,7 +261,7 @@ def _groups(made: Made) -> list[ql.NeuronSet]:
 
 
 def work(step: Callable[[Made], Any], made: Made, sender: Connection) -> None:
-    """Send seconds and the peak in MB above what is held at the start. Seconds are the processor's: others work beside it."""
+    """Send seconds of the processor, which others may use too, and the peak in MB above what is held at the start."""
     held, peak, began = psutil.Process().memory_info().rss, Peak(), time.process_time()
     try:
         step(made)
