@@ -316,7 +316,7 @@ def noise_of(_: Session, query: CatalogQuery, cards: dict[str, str]) -> tuple[Ke
     names = [str(Neuron(layer, index)) for layer, index, _ in query.neurons]
 
     def text(*of: str) -> str:
-        return base64.b64encode(random.Random("/".join(of)).randbytes(30_000)).decode()
+        return base64.b64encode(random.Random("/".join(of)).randbytes(10_000)).decode()
 
     neurons = {name: KeptNeuron(text(query.id, name), [[0.25] * 4]) for name in names}
     new = {name: text(name) for name in names if name not in cards}
@@ -337,8 +337,6 @@ def test_a_page_of_thousands_of_queries_stays_small(tmp_path: Path, monkeypatch:
     assert groups < kept < 4 * groups, "one of each group, and not all that were wished for"
     assert f"Not in this page: {count - kept} queries. It keeps the first 4 queries" in told
     assert f"but for {4 * groups - kept} with which" in told and "ql.Explorer(model, queries, located)" in told
-    again = explorer_page.write_explorer(None, located, tmp_path / "again.html", per_group=4, progress=False)
-    assert again.read_bytes() == page.read_bytes()
 
 
 def test_a_page_keeps_its_queries_in_rounds() -> None:

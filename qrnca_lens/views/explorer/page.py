@@ -145,7 +145,7 @@ def _left_out(located: QRNeurons, kept: Catalog, did_not_fit: int, per_group: in
         return ""
     groups = len(located.groups) + 1 - len(kept.groups)
     told = f"Not in this page: {lacking} queries"
-    told += f", among them all of {groups} groups" if groups else ""
+    told += f", among them all of {groups} group{'s' * (groups > 1)}" if groups else ""
     told += f". It keeps the first {per_group} queries with QR neurons of each group"
     told += f", but for {did_not_fit} with which it would be too large (10 MB) or slow to open" if did_not_fit else ""
     words = (
