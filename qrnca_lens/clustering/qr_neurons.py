@@ -14,6 +14,7 @@ import pandas as pd
 
 from qrnca_lens.clustering.config import QRNCAConfig
 from qrnca_lens.clustering.gaps import GAP_COLUMNS, MISSED_SHARE, ROUGH_SHARE, above_share, count_prompts, gap_table, missed
+from qrnca_lens.clustering.naica import NaicaProfiles
 from qrnca_lens.clustering.refine import (
     check_enough_queries,
     common_neurons,
@@ -91,6 +92,11 @@ class QRNeurons:
         return ranked_table(best, list(self.queries["query"]))
 
     @cached_property
+    def profiles(self) -> NaicaProfiles:
+        """naica of every neuron in a cluster over the queries, common neurons included."""
+        return NaicaProfiles.of(self.scored, self.queries["query"].tolist())
+
+    @cached_property
     def rough(self) -> pd.DataFrame:
         """The rows of `queries` whose largest completeness gap is above 5 % of their mean P(right letter), largest first.
 
@@ -118,7 +124,7 @@ class QRNeurons:
         """What the gaps of some rows are measured by: P, and 1 nat where they are gaps of log P, of which P is a factor."""
         return rows["probability"] if self.config.read == "letter" else pd.Series(1.0, rows.index)
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The groups in order of first appearance."""
         return tuple(dict.fromkeys(self.queries["group"]))
@@ -134,7 +140,7 @@ class QRNeurons:
         units = [known.get(query, query) for query in self.queries["query"].tolist()]
         return pd.Series(units, index=self.queries.index, name="unit", dtype=object)
 
-    @property
+    @cached_property
     def common_set(self) -> NeuronSet:
         """The common neurons as a set, most common first."""
         return NeuronSet.from_frame(self.common)
@@ -145,8 +151,12 @@ class QRNeurons:
 
     def for_query(self, query: str) -> NeuronSet:
         """The QR neurons of one query, best first (empty if its cluster is). KeyError for an unknown id."""
+        return NeuronSet.from_frame(self.table_for_query(query))
+
+    def table_for_query(self, query: str) -> pd.DataFrame:
+        """The rows of `table` about one query, best first. KeyError for an unknown id."""
         self.check_query(query)
-        return NeuronSet.from_frame(self.table.iloc[self._places.get(query, [])])
+        return self.table.iloc[self._places.get(query, [])]
 
     def check_query(self, query: str) -> None:
         """KeyError for a query that is not in the result, with the reason if it failed, else with the nearest id."""
@@ -167,6 +177,17 @@ class QRNeurons:
         """By query, the rows of `table` that are about it."""
         return {str(query): places for query, places in self.table.groupby("query", sort=False).indices.items()}
 
+    @cached_property
+    def _group_places(self) -> dict[str, Any]:
+        """By group, the rows of `table` that are about its queries; no rows for a group without QR neurons."""
+        found = {str(group): places for group, places in self.table.groupby("group", sort=False).indices.items()}
+        return {group: found.get(group, []) for group in self.groups}
+
+    def table_for_group(self, group: str) -> pd.DataFrame:
+        """The rows of `table` about the queries of a group. KeyError for an unknown group."""
+        self.check_group(group)
+        return self.table.iloc[self._group_places[group]]
+
     def check_group(self, group: str) -> None:
         """KeyError for a group that is not in the result."""
         if not isinstance(group, str) or group not in self.groups:
@@ -174,12 +195,19 @@ class QRNeurons:
 
     def for_group(self, group: str) -> NeuronSet:
         """The QR neurons of a group's queries, by naica summed over its queries. KeyError for an unknown group."""
-        self.check_group(group)
-        return NeuronSet.from_frame(_ranked(self.table[self.table["group"] == group]))
+        return NeuronSet.from_frame(_ranked(self.table_for_group(group)))
 
     def top(self, k: int = 20) -> pd.DataFrame:
         """The `k` neurons with the highest naica summed over all queries: layer, neuron, naica, queries, groups."""
-        return _ranked(self.table).head(whole_number("k", k, at_least=1))
+        best = self.ranked.head(whole_number("k", k, at_least=1))
+        rows = self.table.merge(best[["layer", "neuron"]], on=["layer", "neuron"])
+        groups = rows.groupby(["layer", "neuron"])["group"].agg(lambda names: ", ".join(sorted(set(names))))
+        return best.merge(groups.rename("groups"), on=["layer", "neuron"], how="left")
+
+    @cached_property
+    def ranked(self) -> pd.DataFrame:
+        """All QR neurons by naica summed over all queries: layer, neuron, naica, queries."""
+        return _ranked(self.table)
 
     def per_query(self) -> pd.DataFrame:
         """One row a query: query, group, prompts, probability, gap, cluster (its size), qr (number of QR neurons)."""
@@ -271,7 +299,6 @@ def check_located(located: QRNeurons) -> None:
 
 
 def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
-    summed = rows.groupby(["layer", "neuron"], as_index=False).agg(
-        naica=("naica", "sum"), queries=("query", "nunique"), groups=("group", lambda g: ", ".join(sorted(set(g))))
-    )
+    """The neurons of some rows of `QRNeurons.table` by summed naica: layer, neuron, naica, queries."""
+    summed = rows.groupby(["layer", "neuron"], as_index=False).agg(naica=("naica", "sum"), queries=("query", "nunique"))
     return summed.sort_values(["naica", "layer", "neuron"], ascending=[False, True, True], ignore_index=True)

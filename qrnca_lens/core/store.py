@@ -13,16 +13,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
-from functools import lru_cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from qrnca_lens._version import __version__
+from qrnca_lens.core.fields import MismatchError, reading_of
 from qrnca_lens.core.values import given_path
 from qrnca_lens.core.writing import check_folder, whole_file
 
@@ -35,8 +33,6 @@ SEALED = 3
 """The first format whose files have checksums."""
 _AGAIN = "make the call that wrote the folder once more: what is whole is kept, the rest is computed anew"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-_WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "an object", list: "a list", NoneType: "null"}
 
 
 class RunError(RuntimeError):
@@ -150,24 +146,10 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
     DamagedRunError names the place (`where`, a file or a place in it, and the field) of a field that is missing, unknown or
     of another type, or of values that a dataclass refuses.
     """
-    origin, parts = get_origin(kind) or kind, get_args(kind)
-    if is_dataclass(kind):
-        return _dataclass_of(kind, value, where)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in parts:
-            return None
-        return value_of(next(part for part in parts if part is not NoneType), value, where)
-    if origin is Literal:
-        return value if value in parts else _refuse(kind, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(value_of(parts[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return (
-            value if parts[1] is Any else {key: value_of(parts[1], item, f"{where}, {key}") for key, item in value.items()}
-        )
-    if origin is float and type(value) is int:
-        return float(value)
-    return value if type(value) is origin else _refuse(kind, value, where)
+    try:
+        return reading_of(kind)(value)
+    except MismatchError as error:
+        raise DamagedRunError(f"{where}{error}") from None
 
 
 def write_table(table: pd.DataFrame, path: Path) -> str:
@@ -247,31 +229,6 @@ def _read(path: Path, sha256: str | None) -> bytes:
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedRunError(f"{path}: not the bytes that were written (another checksum)")
     return data
-
-
-def _dataclass_of(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        _refuse(dict, value, where)
-    hints = _hints(kind)
-    for problem, names in (("missing", hints.keys() - value.keys()), ("unknown", value.keys() - hints.keys())):
-        if names:
-            raise DamagedRunError(f"{where}: {problem} field {min(names)!r}")
-    fields = {name: value_of(hint, value[name], f"{where}, {name}") for name, hint in hints.items()}
-    try:
-        return kind(**fields)
-    except (ValueError, TypeError) as error:
-        raise DamagedRunError(f"{where}: {error}") from None
-
-
-@lru_cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _refuse(kind: Any, value: Any, where: str) -> NoReturn:
-    choices = " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else str(kind)
-    wanted = _WORDS.get(list if get_origin(kind) is tuple else get_origin(kind) or kind, choices)
-    raise DamagedRunError(f"{where}: expected {wanted}, found {_WORDS.get(type(value), repr(value))}")
 
 
 def _no_number(name: str) -> NoReturn:

@@ -94,7 +94,7 @@ def form_shares(queries: QuerySet) -> pd.DataFrame:
         [(query.group, any(prompt.shown for prompt in query.prompts), _gives_away(query)) for query in queries],
         columns=["group", "known", "away"],
     )
-    parts = [*((group, told[told["group"] == group]) for group in queries.groups), (ALL_GROUPS, told)]
+    parts = [*told.groupby("group", sort=False), (ALL_GROUPS, told)]
     rows = [(group, len(part), int(part["known"].sum()), int(part["away"].sum())) for group, part in parts]
     shares = [(*row, row[3] / row[2] if row[2] else math.nan) for row in rows]
     return pd.DataFrame(shares, columns=COLUMNS)

@@ -39,6 +39,8 @@ def normalise(text: str) -> str:
     quotation marks, kashida. What reads differently stays: superscripts, fractions, bold letters.
     """
     text = _INVISIBLE.sub("", text)
+    if text.isascii():
+        return " ".join(text.casefold().split())
     if not unicodedata.is_normalized("NFKC", text):
         text = "".join(_spelt_out(character) for character in text)
     folded = unicodedata.normalize("NFD", text.translate(_READS_AS)).casefold()
@@ -55,7 +57,7 @@ def check_text(value: object, field: str, where: str, *, empty: bool = False) ->
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
         raise DataError(f"{where}: field {field!r}: expected a text, found {found}")
-    half = _SURROGATE.search(value)
+    half = None if value.isascii() else _SURROGATE.search(value)
     if half:
         raise DataError(
             f"{where}: field {field!r}: half a character ({half[0]!r}, a lone surrogate) at position {half.start()}; "
@@ -76,6 +78,8 @@ def check_texts(value: object, field: str, where: str) -> tuple[str, ...]:
 
 
 def _shows(text: str) -> bool:
+    if "!" <= text[:1] <= "~":
+        return True
     return bool(_INVISIBLE.sub("", text).translate(_READS_AS).strip())
 
 

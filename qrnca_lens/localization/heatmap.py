@@ -40,20 +40,18 @@ def group_heatmap(located: QRNeurons, group: str | None = None, *, bins: int = 1
     """
     check_located(located)
     width = located.model.bin_width(bins)
-    if group is not None:
-        located.check_group(group)
-    rows = located.table if group is None else located.table[located.table["group"] == group]
+    rows = located.table if group is None else located.table_for_group(group)
     shape = (located.model.n_layers, -(-located.model.d_mlp // width))
     by_neuron = rows.sort_values("naica", ascending=False, kind="stable").groupby(["layer", "neuron"], as_index=False)
     summed = by_neuron.agg(naica=("naica", "sum"), query=("query", "first"))
     values, count, best = np.zeros(shape), np.zeros(shape, dtype=int), np.full(shape, -1)
     queries = np.full(shape, "", dtype=object)
-    for layer, neuron, naica, query in summed.sort_values("naica").itertuples(index=False, name=None):
-        cell = int(layer), int(neuron) // width
-        values[cell] += naica
-        count[cell] += 1
-        best[cell] = int(neuron)
-        queries[cell] = str(query)
+    summed = summed.sort_values("naica")
+    neurons = summed["neuron"].to_numpy(dtype=int)
+    cells = summed["layer"].to_numpy(dtype=int), neurons // width
+    np.add.at(values, cells, summed["naica"].to_numpy(dtype=float))
+    np.add.at(count, cells, 1)
+    best[cells], queries[cells] = neurons, summed["query"].to_numpy(dtype=object)  # of several the last one stays
     return Heatmap(group or "all groups", values, count, best, queries, width)
 
 

@@ -38,7 +38,8 @@ def exchangeable(groups: Int[np.ndarray, " query"], units: Int[np.ndarray, " que
     """
     spans = np.bincount(np.unique(np.stack([units, groups]), axis=1)[0])  # how many groups each unit is in
     block = np.where(spans[units] > 1, units, -1)
-    return [np.flatnonzero(block == number) for number in np.unique(block)]
+    order = np.argsort(block, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(block[order])) + 1)
 
 
 def dealt(

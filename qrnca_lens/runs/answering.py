@@ -90,8 +90,7 @@ class Check:
         lies above the higher of the two, below chance, or neither. `mean mass`, `lowest mass`: P of all options together.
         `answered`: the queries that are answered rightly in every prompt.
         """
-        named = self.answers["group"].drop_duplicates()
-        parts = [*((name, self.answers[self.answers["group"] == name]) for name in named), (ALL_GROUPS, self.answers)]
+        parts = [*self.answers.groupby("group", sort=False), (ALL_GROUPS, self.answers)]
         return pd.DataFrame([_summary(str(name), part) for name, part in parts], columns=GROUP_COLUMNS)
 
     @cached_property

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qrnca_lens.clustering import QRNeurons
@@ -289,7 +290,7 @@ class RunFolder:
         changed += [
             f"query {query!r}: other prompts, letters, group, question, answer or fact here than in the folder"
             for query, fingerprint in ours.items()
-            if asked.get(query, fingerprint) not in (fingerprint, identity.older_fingerprints[query])
+            if (theirs := asked.get(query, fingerprint)) != fingerprint and theirs != identity.older_fingerprints[query]
         ]
         refuse_another(path.parent, "run", changed)
         return asked
@@ -306,7 +307,7 @@ class RunFolder:
     def _take(self, part: Part) -> None:
         """Keep the rows of queries that are not done yet."""
         tables = part.tables
-        new = tables.queries[~tables.queries["query"].isin(self.done)]
+        new = tables.queries[np.array([query not in self.done for query in tables.queries["query"]], dtype=bool)]
         kept = [table[table["query"].isin(new["query"])] for table in (tables.clusters, tables.gaps)]
         self._kept.append(SavedTables(kept[0], new, kept[1]))
         self.done.update(new["query"])

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,7 @@ class Parts:
 
     def write(self, part: Part) -> None:
         """Keep one more part. RunError where it cannot be written; then nothing of it is left."""
-        numbers = [int(there.name) for there in self.folder.iterdir() if there.name.isdigit()]
-        with usable(), whole_folder(self.folder / f"{max(numbers, default=-1) + 1:05d}") as made:
+        with usable(), whole_folder(self.folder / f"{next(self._numbers):05d}") as made:
             files = part.tables.write(made)
             queries = {query: self.asked[query] for query in part.tables.queries["query"]}
             record = {"run": self._run, "queries": queries, "seconds": part.seconds, "files": files}
@@ -127,7 +128,13 @@ class Parts:
         failed = field_of(tuple[Failure, ...], record, "failed", file)
         return Part(tables, failed, field_of(float, record, "seconds", file))
 
-    @property
+    @cached_property
+    def _numbers(self) -> Iterator[int]:
+        """Those of the parts to come: the folder, which can hold thousands, is looked through once."""
+        taken = [int(there.name) for there in self.folder.iterdir() if there.name.isdigit()]
+        return count(max(taken, default=-1) + 1)
+
+    @cached_property
     def _run(self) -> str:
         """What tells the parts of this run from those of others: a hash of what makes it."""
         identity = json.dumps([self.identity, asdict(self.model)], sort_keys=True)

@@ -70,7 +70,7 @@ def run_demo(out: str | os.PathLike[str], *, model: HookedModel | None = None) -
     ours = effects[effects["method"] == "its QR neurons"]
     query, letter = located.asked[_median_query(ours)], letter_line(probability_change_ratio(ours))
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
-    neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
+    neurons = located.table_for_query(query.id)[columns].reset_index(drop=True)
     counts = layer_counts(located).rename(columns=lambda layer: f"layer {layer}").rename_axis(columns=None).reset_index()
     edits, page = edit_table(model, query, located), Path(out) / "report.html"
     found = Demo(located, _summary(effects), letter, query, neurons, edits, counts, page)

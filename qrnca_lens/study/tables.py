@@ -39,9 +39,8 @@ def table3(results: Measured) -> pd.DataFrame:
     """Mean number of QR neurons a query, by group."""
     rows = []
     for name, found in results.items():
-        per_query = found.located.per_query()
-        for group in found.located.groups:
-            counts = per_query.loc[per_query["group"] == group, "qr"]
+        per_query = found.located.per_query().groupby("group", sort=False)["qr"]
+        for group, counts in ((str(name), counts) for name, counts in per_query):
             low, high = normal_interval(counts)
             rows.append(
                 (name, group, len(counts), float(counts.mean()), low, high, paper.TABLE3.get(paper.group(group) or ""))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 
 from qrnca_lens.attribution.options import edited_options
 from qrnca_lens.clustering import QRNeurons
@@ -85,18 +84,14 @@ def effects_table(queries: Sequence[Query], effects: Sequence[Sequence[float]], 
 
 def nearest_neurons(located: QRNeurons, chosen: Neuron) -> pd.DataFrame:
     """The neurons with the highest cosine between their naica over all queries and that of `chosen`."""
-    scored = located.scored
-    rows, keys = pd.MultiIndex.from_frame(scored[["layer", "neuron"]]).factorize()
-    columns, _ = pd.factorize(scored["query"])
-    profiles = sparse.csr_array((scored["naica"].to_numpy(), (rows, columns)))
-    at = keys.get_indexer([(chosen.layer, chosen.index)])[0]
-    if at < 0 or not profiles[[at]].count_nonzero():
+    profiles = located.profiles
+    keys = profiles.neurons
+    at = int(keys.get_indexer(pd.MultiIndex.from_tuples([(chosen.layer, chosen.index)]))[0])
+    if at < 0 or not profiles.norms[at]:
         return pd.DataFrame(columns=["layer", "neuron", "cosine", "queries"])
-    norms = np.sqrt(profiles.multiply(profiles).sum(axis=1))
-    mine = profiles[[at]].toarray()[0]
-    cosine = np.divide(profiles @ mine, norms * norms[at], out=np.zeros(len(keys)), where=norms > 0)
+    cosine = profiles.cosines(at)
     cosine[at] = -1
     best = np.argsort(-cosine, kind="stable")[:NEIGHBOURS]
-    counts = np.diff(profiles.indptr)
+    counts = np.diff(profiles.values.indptr)
     made = [(*keys[i], float(cosine[i]), int(counts[i])) for i in best if cosine[i] > 0]
     return pd.DataFrame(made, columns=["layer", "neuron", "cosine", "queries"])

@@ -149,7 +149,7 @@ def look(
     letters.insert(0, "prompt", range(len(query.prompts)))
     letters["right"] = [asked.labels[asked.right] for asked in query.prompts]
     columns = ["rank", "layer", "neuron", "na", "ica", "naica"]
-    neurons = located.table.loc[located.table["query"] == query.id, columns].reset_index(drop=True)
+    neurons = located.table_for_query(query.id)[columns].reset_index(drop=True)
     chosen = located.for_query(query.id)
     edits = [(ALL, chosen), *((str(neuron), NeuronSet((neuron,))) for neuron in chosen)]
     return QueryView(query, prompt, letters, neurons, dose_response(model, query.prompts[prompt], edits), located.model)

@@ -7,7 +7,7 @@ explorer.js has to follow them without Python. So all that can be decided before
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,13 +33,13 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
     """
     long = located.asked.read == "answer"
     queries, words = _queries(located, top, per_group), WORDING[located.asked.read]
-    there = {query.group for query in queries}
-    groups = [(ALL_GROUPS, queries)] if queries else []
-    groups += [(name, [query for query in queries if query.group == name]) for name in located.groups if name in there]
-    maps = {name: drawing.grid(group_heatmap(located, None if name == ALL_GROUPS else name)) for name, _ in groups}
+    best, maps = _strongest(queries), {}
+    for name in (ALL_GROUPS, *located.groups):
+        if name in best:
+            maps[name] = drawing.grid(group_heatmap(located, None if name == ALL_GROUPS else name))
     return Catalog(
         ALL_GROUPS,
-        tuple(CatalogGroup(name, visible(name), max(mine, key=_strength).id, maps[name]) for name, mine in groups),
+        tuple(CatalogGroup(name, visible(name), best[name], shown) for name, shown in maps.items()),
         tuple(queries),
         _places(queries),
         FACTORS,
@@ -47,6 +47,14 @@ def catalog_of(located: QRNeurons, *, top: int | None = None, per_group: int | N
         f"P of the {words.option}s {_WHERE} {words.explained}{_BARS * long}".strip(),
         long,
     )
+
+
+def part_of(catalog: Catalog, ids: Collection[str]) -> Catalog:
+    """The catalog of some of its queries, with the groups that have any of them; the maps stay those of all queries."""
+    queries = tuple(query for query in catalog.queries if query.id in ids)
+    best = _strongest(queries)
+    groups = tuple(replace(group, query=best[group.name]) for group in catalog.groups if group.name in best)
+    return replace(catalog, groups=groups, queries=queries, neurons=_places(queries))
 
 
 def first(catalog: Catalog) -> Selection:
@@ -109,6 +117,16 @@ def _queries(located: QRNeurons, top: int | None, per_group: int | None) -> list
         short = question if len(question) <= _QUESTION else f"{question[:_QUESTION]}…"
         queries.append(CatalogQuery(query.id, query.group, visible(f"{query.id}: {short}"), tuple(kept)))
     return queries
+
+
+def _strongest(queries: Iterable[CatalogQuery]) -> dict[str, str]:
+    """By group, and for all groups, the id of the query whose best neuron has the highest naica; the first of equal ones."""
+    found: dict[str, CatalogQuery] = {}
+    for query in queries:
+        for group in (ALL_GROUPS, query.group):
+            if group not in found or _strength(query) > _strength(found[group]):
+                found[group] = query
+    return {group: query.id for group, query in found.items()}
 
 
 def _strength(query: CatalogQuery) -> float:

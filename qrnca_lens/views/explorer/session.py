@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from qrnca_lens.attribution.options import options_and_activations
 from qrnca_lens.clustering import QRNeurons
 from qrnca_lens.core.neurons import Neuron, NeuronSet
 from qrnca_lens.core.values import number
@@ -16,6 +15,7 @@ from qrnca_lens.models import HookedModel, ModelError
 from qrnca_lens.views import html
 from qrnca_lens.views.card_numbers import effect_of, effects_table
 from qrnca_lens.views.circuits import AskedPrompt, ask, circuit_of
+from qrnca_lens.views.explorer.activity import Activity
 from qrnca_lens.views.explorer.selection import catalog_of, completed
 from qrnca_lens.views.explorer.state import Catalog, Curve, Curves, Selection, View
 from qrnca_lens.views.neuron_card import NeuronCard, neuron
@@ -28,7 +28,7 @@ _HEADS = 3  # attention maps of the explorer; `circuit` on its own shows more
 
 
 class Session:
-    """A run, its model, and what every prompt gives: P of the options, activations of all neurons in the clusters.
+    """A run, its model, and what every prompt gives (`Activity`): P of the options, activations of neurons in the clusters.
 
     What was asked for last is kept, so that going back costs nothing: `CARDS` cards of neurons, `QUERIES` views of queries,
     for pairs of a neuron and a query `CIRCUITS`, `CURVES` and `EFFECTS`, and for `RUNS` queries the model's one run that the
@@ -38,12 +38,7 @@ class Session:
     def __init__(self, model: HookedModel | None, located: QRNeurons, catalog: Catalog | None = None) -> None:
         self.model, self.located = model_of(model, located), located
         self.catalog = catalog or catalog_of(located)
-        neurons = NeuronSet.from_frame(located.clusters[["layer", "neuron"]].drop_duplicates())
-        self._columns = {n: k for k, n in enumerate(sorted(neurons))}
-        prompts = [prompt for query in located.asked for prompt in query.prompts]
-        p, self._activity = options_and_activations(self.model, prompts, neurons)
-        parts = p.split([len(query.prompts) for query in located.asked])
-        self._options = {query.id: part for query, part in zip(located.asked, parts, strict=True)}
+        self._activity = Activity(self.model, located, self._likely())
         self.query = lru_cache(QUERIES)(self._query)
         self.circuit = lru_cache(CIRCUITS)(self._circuit)
         self.curve = lru_cache(CURVES)(self._curve)
@@ -103,14 +98,32 @@ class Session:
 
     def _query(self, query_id: str) -> tuple[QueryView, str]:
         """The view of a query's first prompt and its HTML."""
-        found = look(self.model, self.located, self.located.asked[query_id], self._options[query_id])
+        found = look(self.model, self.located, self.located.asked[query_id], self._activity.options[query_id])
         return found, found.to_html()
 
     def _card(self, chosen: Neuron) -> NeuronCard:
         """The card without effects."""
-        known = self._columns.get(chosen)
-        activity = None if known is None else self._activity[:, known].numpy()
+        activity = self._activity.of(chosen, lambda: self._near(chosen))
         return neuron(self.model, chosen.layer, chosen.index, located=self.located, effects_on=(), activity=activity)
+
+    def _likely(self) -> Iterator[Neuron]:
+        """The neurons that can be looked at, those that are looked at most likely first.
+
+        What a page can show are the neurons of its catalog; otherwise the QR neurons by summed naica, then the others that
+        are in clusters.
+        """
+        if not self.catalog.open:
+            rows = ((layer, index) for query in self.catalog.queries for layer, index, _ in query.neurons)
+            yield from NeuronSet.of(*rows)
+            return
+        ranked = NeuronSet.from_frame(self.located.ranked)
+        yield from ranked
+        yield from NeuronSet.from_frame(self.located.clusters[["layer", "neuron"]].drop_duplicates()) - ranked
+
+    def _near(self, chosen: Neuron) -> NeuronSet:
+        """The QR neurons of the query that a neuron brings along."""
+        places = self.catalog.neurons.get(str(chosen), ())
+        return self.located.for_query(places[0]) if places else NeuronSet()
 
     def _effect(self, chosen: Neuron, query_id: str) -> list[float]:
         return effect_of(self.model, chosen, self.located.asked[query_id])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from scipy import sparse
 
 from qrnca_lens.clustering import NeuronClusters, QRNeurons
 from qrnca_lens.core.shown import plotly_label, plotly_whole
@@ -227,13 +228,20 @@ def _reduced(clusters: NeuronClusters) -> tuple[pd.DataFrame, str]:
     # `table` has the most typical neurons of a cluster first, so that keeping the first of each keeps the best
     of_cluster = table.groupby("cluster")["neuron"]
     kept = np.sort(np.argsort((of_cluster.cumcount() / of_cluster.transform("size")).to_numpy(), kind="stable")[:rows])
-    values = np.stack([profiles.to_numpy()[kept, first:last].mean(axis=1) for _, first, last in bins], axis=1)
+    lengths = np.array([last - first for _, first, last in bins])
+    whole = sparse.csr_array(profiles.sparse.to_coo() if _is_sparse(profiles) else profiles.to_numpy())
+    to_bins = sparse.csr_array((np.ones(n_queries), (np.arange(n_queries), np.repeat(np.arange(len(bins)), lengths))))
+    values = (whole[kept] @ to_bins).toarray() / lengths
     names = [(str(r.cluster), f"L{r.layer}.N{r.neuron}, cluster {r.cluster}") for r in table.iloc[kept].itertuples()]
     queries = [(g, plotly_whole(ids[a] + (f" to {ids[b - 1]}" if b - a > 1 else "") + f", {g}")) for g, a, b in bins]
     notes = [f"{len(bins)} means of up to {width} of {n_queries} queries"] if width > 1 else []
     notes += [f"the {rows} most typical of {n_neurons} neurons"] if rows < n_neurons else []
     shown = pd.DataFrame(values, index=pd.MultiIndex.from_tuples(names), columns=pd.MultiIndex.from_tuples(queries))
     return shown, f"<br><sub>{'; '.join(notes)}</sub>" if notes else ""
+
+
+def _is_sparse(table: pd.DataFrame) -> bool:
+    return all(isinstance(kind, pd.SparseDtype) for kind in table.dtypes)
 
 
 def _runs(labels: list[str]) -> list[tuple[str, int, int]]:
