@@ -187,10 +187,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     head = HEAD.format(threads=options.threads)
     rows: list[str] = []
+    _, mark, others = RESULTS.read_text("utf-8").partition("\n# ")  # the results of other benchmarks stay
     for size in options.sizes:
         for length in options.lengths:
             rows += measure(size, length, options.batches, options.repeats)
-            RESULTS.write_text(head + "\n".join(rows) + "\n", "utf-8")
+            RESULTS.write_text(head + "\n".join(rows) + "\n" + mark + others, "utf-8")
 
 
 if __name__ == "__main__":
