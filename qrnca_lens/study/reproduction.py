@@ -160,8 +160,10 @@ def reproduce(
     seed = seed_number(seed)
     config, progress = config_of(config), yes_or_no("progress", progress)
     config = replace(config, site=check_site(model, config.site), read=config.read if read is None else check_read(read))
-    sample = Sample() if sample is None else sample
-    check_kind("sample", sample, Sample, "a Sample, such as Sample(extended=10)")
+    if sample is None:
+        sample = Sample()
+    else:
+        check_kind("sample", sample, Sample, "a Sample, such as Sample(extended=10)")
     subjects = subjects_for(subjects, config.read)
     refuse_busy(folder)
     about = {
