@@ -344,6 +344,8 @@ CALLS: dict[str, Call] = {
     "QRNeurons.check_query": _method(_located, "check_query", lambda w: {"query": "q1"}),
     "QRNeurons.for_group": _method(_located, "for_group", lambda w: {"group": "g0"}),
     "QRNeurons.for_query": _method(_located, "for_query", lambda w: {"query": "q1"}),
+    "QRNeurons.table_for_group": _method(_located, "table_for_group", lambda w: {"group": "g0"}),
+    "QRNeurons.table_for_query": _method(_located, "table_for_query", lambda w: {"query": "q1"}),
     "QRNeurons.load": call(lambda w: {"folder": w.folder / "none"}),
     "QRNeurons.restrict": _method(
         _located,

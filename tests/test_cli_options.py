@@ -23,6 +23,7 @@ from qrnca_lens.data.readers.sources import save_questions
 from qrnca_lens.runs import checking, forecast, pipeline
 from qrnca_lens.runs.answering import Check, Reading
 from qrnca_lens.study import card, demo, report, tables, verdicts
+from qrnca_lens.study import forecast as study_forecast
 from qrnca_lens.views.explorer import page
 
 QUERIES = planted_queries("AABBCCDD", "xy")
@@ -49,6 +50,7 @@ def standing(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 
     stand(models, "load_model", "the model")
     monkeypatch.setattr(forecast, "estimate", lambda *given: f"estimate of {given[0]} for {len(given[1])} queries")
+    monkeypatch.setattr(study_forecast, "estimate_tables", lambda model, item: f"what {model} takes for {item.name}")
     monkeypatch.setattr(checking, "check", lambda model, queries: CHECKED)
     return stand
 
@@ -169,6 +171,7 @@ def test_reproduce(standing: Callable[..., None], calls: Calls, tmp_path: Path) 
     standing(tables, "failed", pd.DataFrame({"query": ["q7"]}))
     out = tmp_path / "study"
     told = run("reproduce", "--out", str(out))
+    assert "Tables of mine: what the model takes for mine\nTables of mine" in told
     assert "Locating mine: estimate of the model for 8 queries\n" in told
     assert "it holds" in told and "q7" in told and "Numbers:" in told
     assert calls[:4] == [

@@ -58,8 +58,8 @@ class DamageWarning(UserWarning):
 
 def run_place(folder: str | os.PathLike[str]) -> Path:
     """The path of a run's folder. RunError, with nothing left behind, where none can be made (`writing.check_folder`)."""
-    path = given_path("folder", folder)
     with usable():
+        path = given_path("folder", folder)
         check_folder(path)
     return path
 

@@ -106,8 +106,10 @@ def given_path(name: str, value: Any) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise WrongKindError(f"{name} must be a path or its text, not {told(value)}")
     named = os.fspath(value)
-    if not isinstance(named, str) or not named.strip() or "\0" in named:
+    if not isinstance(named, str) or not named.strip():
         raise ValueError(f"{name} must be the path of a file or folder, not {told(named)}")
+    if "\0" in named:
+        raise ValueError(f"{name} {told(named)} has a character of code 0, which no path can hold")
     return Path(named)
 
 

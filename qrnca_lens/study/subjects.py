@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qrnca_lens.clustering import QRNCAConfig
 from qrnca_lens.clustering.refine import check_enough_queries
-from qrnca_lens.core.values import WrongKindError, all_of, check_kind, seed_number, told, whole_number
+from qrnca_lens.core.values import WrongKindError, all_of, check_kind, items, seed_number, told, whole_number
 from qrnca_lens.core.writing import plain_name
 from qrnca_lens.data import Distractors, Query, QuerySet, Read, load_queries
 from qrnca_lens.data.multi_choice import check_distractors
@@ -45,9 +45,11 @@ class Subject:
     def __post_init__(self) -> None:
         check_kind("a subject's name", self.name, str, "a text")
         plain_name(self.name)
-        for queries in (self.queries, *(one for one in (self.fresh, self.held_out) if one is not None)):
+        listed = "a list of QuerySet, such as [queries]"
+        unseen = (one for one in (self.fresh, self.held_out) if one is not None)
+        for queries in (self.queries, *items("renderings", self.renderings, listed), *unseen):
             check_query_set(queries)
-        renderings = all_of("renderings", self.renderings, QuerySet, "a list of QuerySet, such as [queries]")
+        renderings = all_of("renderings", self.renderings, QuerySet, listed)
         object.__setattr__(self, "renderings", renderings)
         try:
             plain_name(self.name + _FIGURE)
