@@ -216,7 +216,7 @@ def _silhouette(unit: Profiles, labels: Labels) -> Float[np.ndarray, " neuron"]:
 
 def _stability(unit: Profiles, labels: Labels, method: str, bootstraps: int, seed: int) -> Float[np.ndarray, " bootstrap"]:
     generator = np.random.default_rng(seed)
-    n_queries, found = int(unit.shape[1]), np.full(bootstraps, np.nan)
+    n_queries, found = unit.tocsc().indptr.size - 1, np.full(bootstraps, np.nan)
     for i in range(bootstraps):
         drawn = unit[:, generator.integers(n_queries, size=n_queries)]
         left = np.diff(drawn.indptr) > 0

@@ -13,11 +13,11 @@ def claim_in(record: Path, kind: str, *beside: str) -> dict[str, Any] | None:
     """What the record of a folder says, None for a folder without one that is empty or not there.
 
     `kind` names what such folders are for ("run"). A process that is killed before the record is there leaves a hidden part
-    of it, and what begins with one of `beside`; these do not count. RunError for other files.
+    of it, and what begins with one of `beside` or is a hidden part of such; these do not count. RunError for other files.
     """
     if record.is_file():
         return read_record(record)
-    folder, ours = record.parent, (f".{record.name}.", *beside)
+    folder, ours = record.parent, (*beside, *(f".{name}" for name in (f"{record.name}.", *beside)))
     if folder.is_dir() and any(not there.name.startswith(ours) for there in folder.iterdir()):
         raise RunError(f"{folder} holds other files; choose an empty folder for the {kind}")
     return None

@@ -85,6 +85,10 @@ if TYPE_CHECKING:
             """All modules by name."""
             ...
 
+        def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
+            """The modules directly below, by name."""
+            ...
+
         def modules(self) -> Iterator[torch.nn.Module]:
             """All modules."""
             ...
